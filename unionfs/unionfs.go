@@ -97,17 +97,17 @@ type Content struct {
 // Entry is one entry of a layer, as the archive has it: the name is not cleaned,
 // nothing is checked.
 type Entry struct {
-	Name             string
-	Type             byte   // a Type constant of archive/tar: TypeReg, TypeDir, TypeSymlink, TypeLink, TypeChar, TypeBlock, TypeFifo
-	Mode             uint32 // permission bits with S_ISUID, S_ISGID, S_ISVTX
-	UID, GID         int64
-	Size             int64
-	Mtime            int64 // seconds
-	MtimeNsec        uint32
-	Linkname         string
-	Major, Minor     int64
-	Xattrs           map[string]string // full names, "security.capability"
-	Content          *Content          // nil while the bytes of a regular file are still to come (Builder.SetContent)
+	Name         string
+	Type         byte   // a Type constant of archive/tar: TypeReg, TypeDir, TypeSymlink, TypeLink, TypeChar, TypeBlock, TypeFifo
+	Mode         uint32 // permission bits with S_ISUID, S_ISGID, S_ISVTX
+	UID, GID     int64
+	Size         int64
+	Mtime        int64 // seconds
+	MtimeNsec    uint32
+	Linkname     string
+	Major, Minor int64
+	Xattrs       map[string]string // full names, "security.capability"
+	Content      *Content          // nil while the bytes of a regular file are still to come (Builder.SetContent)
 }
 
 // ContentInfo is where the content of a regular file is kept.
