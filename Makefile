@@ -1,0 +1,68 @@
+# imgfs: every image of every registry is a directory.
+#
+#   make run     build, mount at /mnt/images, show a first listing
+#   make test    install what the tests need, run them all
+#   make help    the other targets
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+MAKEFLAGS += --no-print-directory
+
+GO ?= go
+MOUNT ?= /mnt/images
+IMAGE ?= debian/stable-slim
+FUZZTIME ?= 60s
+BENCHTIME ?= 1s
+# The rooms: packages that are tested without a mount of the built binary.
+rooms = $(shell $(GO) list ./... | grep -v /integration)
+
+.PHONY: help build run umount deps check lint test unit integration race bench fuzz clean
+
+help: ## say what each target does
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+build: ## bin/imgfs
+	$(GO) build -trimpath -o bin/imgfs ./cmd/imgfs
+
+run: ## install what is missing, build, mount at MOUNT=/mnt/images, list an image
+	@scripts/need.sh fusermount3=fuse3 $(GO)=golang-go
+	@$(MAKE) build
+	@scripts/run.sh bin/imgfs $(MOUNT) $(IMAGE)
+
+umount: ## undo make run
+	@scripts/asroot.sh bin/imgfs umount $(MOUNT)
+
+deps: ## install what the tests need (Debian, Ubuntu)
+	@scripts/need.sh docker-registry=docker-registry umoci=umoci skopeo=skopeo debootstrap=debootstrap \
+		fusermount3=fuse3 getfattr=attr setfacl=acl zstd=zstd gcc=gcc git=git
+
+lint: ## gofmt, vet, staticcheck, the import diagram
+	@unformatted="$$(gofmt -l $$(git ls-files '*.go'))"; if [ -n "$$unformatted" ]; then echo "gofmt -w $$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) test -count=1 -run '^TestRooms' ./integration/
+
+unit: ## the rooms' own tests, with -race, and again on one processor
+	$(GO) test -race $(rooms)
+	GOMAXPROCS=1 $(GO) test -count=1 $(rooms)
+
+check: lint unit ## everything that needs no registry and no root
+
+integration: deps ## the built binary against real registries and real images
+	$(GO) test -count=1 -timeout 25m ./integration/
+
+race: deps ## the integration tests against a server built with -race
+	IMGFS_TEST_RACE=1 $(GO) test -count=1 -timeout 25m -run '^Test(Image|Sharing|Progressive|Restart|Hostile)' ./integration/
+
+test: deps lint unit integration ## what continuous integration runs
+
+bench: ## benchmarks of all rooms; compare two outputs with: go tool benchstat OLD NEW
+	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(rooms)
+
+fuzz: ## each fuzzer for FUZZTIME=60s
+	@scripts/fuzz.sh $(FUZZTIME)
+
+clean: ## remove what was built; the corpus of the tests stays in the user's cache directory
+	rm -rf bin
+	$(GO) clean -testcache
