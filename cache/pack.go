@@ -1,0 +1,339 @@
+package cache
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	iofs "io/fs"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+)
+
+// maxIdle is how many packs without users keep their files open.
+const maxIdle = 32
+
+// Pack is the cached contents of one layer: a sparse file and the map of what of
+// it is here. Where a chunk lies is the layer index's word; a pack trusts it that
+// chunks do not overlap and that a number always means the same place and bytes
+// (see SetLayout). Its methods are safe for concurrent use.
+type Pack struct {
+	c    *Cache
+	key  key
+	name string // hexadecimal
+
+	refs    int           // users of the files; Cache.mu
+	handles int           // those of them that came by Cache.Pack; Cache.mu
+	dying   chan struct{} // being removed, closed when done; Cache.mu
+	create  bool          // new: the files may be made; Cache.mu
+
+	fmu    sync.Mutex // opening, loading and closing of the files
+	loaded bool       // fmu
+	file   atomic.Pointer[os.File]
+
+	mapMu   sync.Mutex // the map file, and everything that punches or truncates the pack
+	mapFile *os.File   // set under fmu
+	slots   int64      // slots of the map file in use
+
+	gen atomic.Uint64 // grows after bits were cleared and before their bytes go
+
+	mu        sync.Mutex // all below, and writing to bits and segs; never held over I/O, with one exception in ReadAt
+	cond      *sync.Cond // a segment left segEvicting, writers drained, a reset ended
+	bits      pages[bitPage]
+	segs      pages[segPage]
+	epoch     uint64 // random, new with every reset: binds slots and shared places to it
+	layout    [32]byte
+	pinned    bool
+	writers   int
+	resetting bool
+	broken    bool  // the map could not be written: nothing is taken until a reset works
+	fresh     bool  // bits were set since the pack was synced
+	end       int64 // the pack is at least this long
+
+	dirty  atomic.Bool
+	stored atomic.Int64 // bytes of the blocks it occupies
+
+	stage    atomic.Uint32 // a stage constant
+	stageGen atomic.Uint64 // gen at the commit
+}
+
+func newPack(c *Cache, k key) *Pack {
+	p := &Pack{c: c, key: k, name: k.hex()}
+	p.cond = sync.NewCond(&p.mu)
+	return p
+}
+
+// Pack opens the pack of the layer with blob digest h, or makes it. All callers
+// share one. Each must Close what it got.
+func (c *Cache) Pack(h v1.Hash) (*Pack, error) {
+	k, err := keyOf(h)
+	if err != nil {
+		return nil, fmt.Errorf("cache: opening pack %q: %w", h, err)
+	}
+	p, err := c.handle(k)
+	if err != nil {
+		return nil, fmt.Errorf("cache: opening pack %q: %v", h, err)
+	}
+	return p, nil
+}
+
+func (c *Cache) handle(k key) (*Pack, error) {
+	c.mu.Lock()
+	for {
+		p := c.packs[k]
+		if p == nil || p.dying == nil {
+			break
+		}
+		c.mu.Unlock()
+		<-p.dying
+		c.mu.Lock()
+	}
+	if c.closed {
+		c.mu.Unlock()
+		return nil, iofs.ErrClosed
+	}
+	p := c.packs[k]
+	if p == nil {
+		p = newPack(c, k)
+		p.create = true
+		c.packs[k] = p
+	}
+	p.handles++
+	c.mu.Unlock()
+	if err := c.acquire(p); err != nil {
+		c.mu.Lock()
+		p.handles--
+		c.mu.Unlock()
+		return nil, err
+	}
+	return p, nil
+}
+
+// Close gives the pack back.
+func (p *Pack) Close() error {
+	p.c.mu.Lock()
+	p.handles--
+	p.c.mu.Unlock()
+	p.c.release(p)
+	return nil
+}
+
+// acquire opens p's files, loads its map the first time, and keeps them open until release.
+func (c *Cache) acquire(p *Pack) error {
+	c.mu.Lock()
+	p.refs++
+	create := p.create
+	c.mu.Unlock()
+	p.fmu.Lock()
+	err := p.open(create)
+	p.fmu.Unlock()
+	if err != nil {
+		c.release(p)
+	}
+	return err
+}
+
+func (c *Cache) release(p *Pack) {
+	var victim *Pack
+	c.mu.Lock()
+	p.refs--
+	if p.refs == 0 {
+		c.idle = append(c.idle, p)
+		if len(c.idle) > maxIdle {
+			victim = c.idle[0]
+			c.idle = append(c.idle[:0], c.idle[1:]...)
+		}
+	}
+	c.mu.Unlock()
+	if victim == nil {
+		return
+	}
+	victim.fmu.Lock()
+	defer victim.fmu.Unlock()
+	c.mu.Lock()
+	busy := victim.refs > 0
+	c.mu.Unlock()
+	if !busy { // who comes now waits for fmu and opens them again
+		victim.closeLocked()
+	}
+}
+
+// open makes p's files ready. The caller holds p.fmu.
+func (p *Pack) open(create bool) error {
+	if p.file.Load() != nil {
+		return nil
+	}
+	flag := os.O_RDWR
+	if create {
+		flag |= os.O_CREATE
+	}
+	f, err := p.c.root.OpenFile(packPath(p.name), flag, 0o600)
+	if err != nil {
+		return err
+	}
+	m, err := p.c.root.OpenFile(mapPath(p.name), flag, 0o600)
+	if err != nil {
+		f.Close()
+		return err
+	}
+	p.mapMu.Lock()
+	defer p.mapMu.Unlock()
+	p.mapFile = m
+	if !p.loaded {
+		if err := p.load(f); err != nil {
+			f.Close()
+			m.Close()
+			p.mapFile = nil
+			return err
+		}
+		p.loaded = true
+	}
+	p.file.Store(f)
+	return nil
+}
+
+func (p *Pack) closeFiles() {
+	p.fmu.Lock()
+	defer p.fmu.Unlock()
+	p.closeLocked()
+}
+
+func (p *Pack) closeLocked() {
+	f := p.file.Swap(nil)
+	if f == nil {
+		return
+	}
+	p.mapMu.Lock()
+	defer p.mapMu.Unlock()
+	f.Close()
+	p.mapFile.Close()
+	p.mapFile = nil
+}
+
+// Has reports whether the n chunks from first are here. They may be evicted the
+// moment after.
+func (p *Pack) Has(first, n uint32) bool { return p.present(first, n) }
+
+// Stored is what the pack occupies on disk, in bytes.
+func (p *Pack) Stored() int64 { return p.stored.Load() }
+
+// ReadAt fills b with the bytes at off of the pack. ok is true only when all n
+// chunks from first, which must be those that hold these bytes, are here and
+// verified: then b is full. Otherwise b's bytes mean nothing. The error is for
+// misuse only: what the disk cannot give any more is a miss, and is forgotten.
+//
+// Readers take no lock. An eviction clears bits, grows gen, then punches; a
+// reader looks at gen, bits, bytes, gen. So an unchanged gen means that the
+// bytes were there when they were read:
+//
+//	reader    gen ── bits ── pread ── gen
+//	eviction        clear bits ── gen+1 ── sync map ── punch
+func (p *Pack) ReadAt(b []byte, off int64, first, n uint32) (ok bool, err error) {
+	f := p.file.Load()
+	if f == nil {
+		return false, iofs.ErrClosed
+	}
+	if off < 0 || off > maxPack || n == 0 {
+		return false, fmt.Errorf("cache: reading pack %q at %d, %d chunks: %w", p.name, off, n, iofs.ErrInvalid)
+	}
+	for range 8 {
+		gen := p.gen.Load()
+		if !p.present(first, n) {
+			return false, nil
+		}
+		_, err = f.ReadAt(b, off)
+		if p.gen.Load() == gen {
+			return p.wasRead(b, off, first, n, err)
+		}
+	}
+	// Evictions nearby keep overtaking us: hold them off. They are the only ones
+	// that wait for this read, and a Put.
+	p.mu.Lock()
+	if !p.present(first, n) {
+		p.mu.Unlock()
+		return false, nil
+	}
+	_, err = f.ReadAt(b, off)
+	p.mu.Unlock()
+	return p.wasRead(b, off, first, n, err)
+}
+
+func (p *Pack) wasRead(b []byte, off int64, first, n uint32, err error) (bool, error) {
+	switch {
+	case err == nil:
+		p.touch(off, int64(len(b)))
+		return true, nil
+	case errors.Is(err, iofs.ErrClosed):
+		return false, iofs.ErrClosed
+	case err == io.EOF:
+		// Somebody made the pack shorter. What else of it is gone cannot be known.
+		p.c.logf("cache: pack is shorter than its map says; forgotten", "pack", p.name)
+		p.reset()
+	default:
+		p.c.logf("cache: unreadable chunks forgotten", "pack", p.name, "off", off, "err", err)
+		if err := p.Drop(first, n); err != nil {
+			p.reset()
+		}
+	}
+	return false, nil
+}
+
+// touch notes the use of the segments that hold [off, off+n).
+func (p *Pack) touch(off, n int64) {
+	if n == 0 {
+		return
+	}
+	now := p.c.clock.Load()
+	first, last := segRange(off, n)
+	for i := first; i <= last; i++ {
+		pg := p.segs.at(int(i / segsPerPage))
+		if pg == nil {
+			continue
+		}
+		if s := &pg.segs[i%segsPerPage]; s.used.Load() != now {
+			s.used.Store(now)
+			if !pg.touched.Load() {
+				pg.touched.Store(true)
+			}
+		}
+	}
+}
+
+// Drop forgets the n chunks from first, durably: their bytes were found not to match their digest.
+func (p *Pack) Drop(first, n uint32) error {
+	if uint64(first)+uint64(n) > maxChunks {
+		return fmt.Errorf("cache: dropping chunk %d: %w", first, iofs.ErrInvalid)
+	}
+	p.mapMu.Lock()
+	defer p.mapMu.Unlock()
+	touched := make(map[int]bool)
+	p.mu.Lock()
+	p.clearBits(first, first+n, func(i int) { touched[i] = true })
+	p.gen.Add(1)
+	p.mu.Unlock()
+	if err := p.clearOnDisk(touched); err != nil {
+		return fmt.Errorf("cache: dropping chunks of %q: %v", p.name, err)
+	}
+	return nil
+}
+
+// SetLayout tells which layout the chunk numbers and offsets that follow are of.
+// What the pack has of another layout (the layer was compiled differently then)
+// is dropped. Call it before anything else; a caller that never does has the
+// zero layout.
+func (p *Pack) SetLayout(layout [32]byte) error {
+	p.mapMu.Lock()
+	defer p.mapMu.Unlock()
+	p.mu.Lock()
+	same := p.layout == layout
+	p.mu.Unlock()
+	if same {
+		return nil
+	}
+	if err := p.resetLocked(&layout); err != nil {
+		return fmt.Errorf("cache: laying out pack %q: %v", p.name, err)
+	}
+	return nil
+}
