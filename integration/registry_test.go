@@ -1,0 +1,294 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+)
+
+// distribution is Debian's docker-registry on a free loopback port, with its
+// storage in a temporary directory. One serves all tests of a run.
+type distribution struct {
+	mu     sync.Mutex
+	host   string
+	cmd    *exec.Cmd
+	pushed map[string]bool
+}
+
+var backend distribution
+
+// start returns the registry's host:port.
+func (d *distribution) start(t testing.TB) string {
+	t.Helper()
+	need(t, "docker-registry")
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.cmd != nil {
+		return d.host
+	}
+	d.host, d.pushed = freePort(t), map[string]bool{}
+	conf := fmt.Sprintf("version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: %s\nhttp:\n  addr: %s\n",
+		filepath.Join(scratch.dir, "registry"), d.host)
+	path := filepath.Join(scratch.dir, "registry.yml")
+	if err := os.WriteFile(path, []byte(conf), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out, err := os.Create(filepath.Join(scratch.dir, "registry.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	cmd := exec.Command("docker-registry", "serve", path)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	d.cmd = cmd
+	for range 200 {
+		if resp, err := http.Get("http://" + d.host + "/v2/"); err == nil {
+			resp.Body.Close()
+			return d.host
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatal("docker-registry does not answer; see " + out.Name())
+	return ""
+}
+
+func (d *distribution) stop() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.cmd != nil {
+		d.cmd.Process.Kill()
+		d.cmd.Wait()
+		d.cmd = nil
+	}
+}
+
+// push pushes an image once per run.
+func (d *distribution) push(t testing.TB, repoTag string, img func() v1.Image) {
+	t.Helper()
+	host := d.start(t)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.pushed[repoTag] {
+		pushImage(t, host+"/"+repoTag, img())
+		d.pushed[repoTag] = true
+	}
+}
+
+func pushImage(t testing.TB, ref string, img v1.Image) {
+	t.Helper()
+	tag, err := name.NewTag(ref, name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(tag, img); err != nil {
+		t.Fatalf("push %s: %v", ref, err)
+	}
+}
+
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// A request that a registry was asked, as the proxy before it saw it.
+type request struct {
+	method, path, rang string
+	status             int
+	bytes              int64 // of the body, that went out
+}
+
+// isBlob reports whether the request was for the content of a blob, and which.
+func (r request) blob() (digest string, ok bool) {
+	_, digest, ok = strings.Cut(r.path, "/blobs/")
+	return digest, ok && r.method == http.MethodGet
+}
+
+// A registry is a proxy before a registry: it counts requests and bytes, can
+// stall a body, and can be stopped. Each test has its own.
+type registry struct {
+	host   string // localhost:port
+	server *http.Server
+
+	mu       sync.Mutex
+	requests []*request
+	stalls   map[string]*stall // by the end of a path
+}
+
+// A stall holds a body back after some of its bytes.
+type stall struct {
+	after int64
+	freed chan struct{}
+}
+
+// startRegistry starts a proxy before Debian's docker-registry.
+func startRegistry(t testing.TB) *registry {
+	t.Helper()
+	return startProxy(t, backend.start(t))
+}
+
+func startProxy(t testing.TB, upstream string) *registry {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &registry{host: fmt.Sprintf("localhost:%d", l.Addr().(*net.TCPAddr).Port), stalls: map[string]*stall{}}
+	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: upstream})
+	proxy.FlushInterval = -1
+	proxy.Transport = &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 64}
+	proxy.ErrorLog = log.New(io.Discard, "", 0) // readers that go away are part of the tests
+	proxy.ModifyResponse = func(resp *http.Response) error {
+		q := resp.Request.Context().Value(requestKey{}).(*request)
+		r.mu.Lock()
+		q.status = resp.StatusCode
+		var held *stall
+		for end, s := range r.stalls {
+			if strings.HasSuffix(q.path, end) {
+				held = s
+			}
+		}
+		r.mu.Unlock()
+		resp.Body = &countedBody{ReadCloser: resp.Body, r: r, q: q, held: held, gone: resp.Request.Context().Done()}
+		return nil
+	}
+	r.server = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		q := &request{method: req.Method, path: req.URL.Path, rang: req.Header.Get("Range")}
+		r.mu.Lock()
+		r.requests = append(r.requests, q)
+		r.mu.Unlock()
+		proxy.ServeHTTP(w, req.WithContext(context.WithValue(req.Context(), requestKey{}, q)))
+	})}
+	go r.server.Serve(l)
+	t.Cleanup(r.stop)
+	return r
+}
+
+type requestKey struct{}
+
+// stop refuses and ends all connections.
+func (r *registry) stop() { r.server.Close() }
+
+// stallAfter holds back what follows after n bytes of the bodies of all blobs with
+// that digest, until free is called.
+func (r *registry) stallAfter(t testing.TB, digest v1.Hash, n int64) (free func()) {
+	s := &stall{after: n, freed: make(chan struct{})}
+	r.mu.Lock()
+	r.stalls["/blobs/"+digest.String()] = s
+	r.mu.Unlock()
+	free = sync.OnceFunc(func() { close(s.freed) })
+	t.Cleanup(free)
+	return free
+}
+
+// log returns the requests since the last reset.
+func (r *registry) log() []request {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make([]request, len(r.requests))
+	for i, q := range r.requests {
+		out[i] = *q
+	}
+	return out
+}
+
+func (r *registry) reset() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.requests = nil
+}
+
+// traffic counts all requests, all bytes of bodies, and requests by blob.
+func (r *registry) traffic() (requests int, bytes int64, blobs map[string]int) {
+	blobs = map[string]int{}
+	for _, q := range r.log() {
+		requests++
+		bytes += q.bytes
+		if digest, ok := q.blob(); ok {
+			blobs[digest]++
+		}
+	}
+	return requests, bytes, blobs
+}
+
+func (r *registry) describe() string {
+	var b strings.Builder
+	for _, q := range r.log() {
+		fmt.Fprintf(&b, "%s %s %s → %d, %d bytes\n", q.method, q.path, q.rang, q.status, q.bytes)
+	}
+	return b.String()
+}
+
+type countedBody struct {
+	io.ReadCloser
+	r    *registry
+	q    *request
+	held *stall
+	gone <-chan struct{}
+	n    int64
+}
+
+func (b *countedBody) Read(p []byte) (int, error) {
+	if b.held != nil {
+		left := b.held.after - b.n
+		if left <= 0 {
+			select {
+			case <-b.held.freed:
+			case <-b.gone:
+				return 0, io.ErrUnexpectedEOF
+			}
+			b.held = nil
+		} else if int64(len(p)) > left {
+			p = p[:left]
+		}
+	}
+	n, err := b.ReadCloser.Read(p)
+	b.n += int64(n)
+	b.r.mu.Lock()
+	b.q.bytes += int64(n)
+	b.r.mu.Unlock()
+	return n, err
+}
+
+// push makes the image of the corpus available as debian/NAME-FORMAT (debian/NAME
+// when it is gzip) and returns that path.
+func (r *registry) push(t testing.TB, image, format string) string {
+	t.Helper()
+	tag := image
+	if format != "gzip" {
+		tag += "-" + format
+	}
+	backend.push(t, "debian:"+tag, func() v1.Image { return openCorpus(t).image(t, image, format) })
+	return r.host + "/debian/" + tag
+}
+
+// tagSpelling is the reference that docker would take for a path of the mount.
+func tagSpelling(path string) string {
+	i := strings.LastIndexByte(path, '/')
+	return path[:i] + ":" + path[i+1:]
+}
