@@ -110,8 +110,8 @@ func ignored(dir string) bool {
 	return strings.HasPrefix(dir, whiteoutMeta) || strings.Contains(dir, "/"+whiteoutMeta)
 }
 
-// place is where a walk has come to.
-type place struct {
+// position is where a walk has come to.
+type position struct {
 	dir   uint32
 	depth int
 	rest  string // what it did not find, when it may not make directories
@@ -120,8 +120,8 @@ type place struct {
 // walk follows a cleaned path from the root, through symbolic links of this
 // layer as if its root were the root of everything. Directories that are missing
 // are made, when create is set, as implicit ones.
-func (b *Builder) walk(p string, create bool) (place, error) {
-	var at place
+func (b *Builder) walk(p string, create bool) (position, error) {
+	var at position
 	for hops := 0; p != ""; {
 		var c string
 		c, p = splitPath(p)
@@ -165,7 +165,7 @@ func (b *Builder) walk(p string, create bool) (place, error) {
 				return at, refusal("a parent is no directory")
 			}
 			if target[0] == '/' {
-				at = place{}
+				at = position{}
 			}
 			p = target + "/" + p
 			continue

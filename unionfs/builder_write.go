@@ -29,9 +29,13 @@ func (b *Builder) Write(f *os.File, m Meta) error {
 	b.writeDirs(w)
 	w.begin(secFiles)
 	w.append(b.files.bytes())
-	if err := b.writeChildren(w); err != nil {
+	links := array{s: b.s}
+	defer links.free()
+	if err := b.writeChildren(w, &links); err != nil {
 		return err
 	}
+	w.begin(secLinkDirs)
+	w.append(links.bytes())
 	w.begin(secNames)
 	w.append(b.names.bytes())
 	w.begin(secXattrs)
@@ -99,8 +103,9 @@ func (b *Builder) writeDirs(w *sectionWriter) {
 	}
 }
 
-// writeChildren writes the child records, each directory's sorted by name.
-func (b *Builder) writeChildren(w *sectionWriter) error {
+// writeChildren writes the child records, each directory's sorted by name, and
+// puts the directories that have a ChildLink into links.
+func (b *Builder) writeChildren(w *sectionWriter, links *array) error {
 	w.begin(secChildren)
 	order := array{s: b.s}
 	defer order.free()
@@ -116,8 +121,18 @@ func (b *Builder) writeChildren(w *sectionWriter) error {
 			n = get32(b.nodes.at(n-1, nodeSize), nodeSib)
 		}
 		slices.SortFunc(nodes, func(p, q uint32) int { return cmp.Compare(b.nodeName(p), b.nodeName(q)) })
+		linked := false
 		for _, n := range nodes {
-			w.append(b.nodes.at(n, nodeSize)[:childSize])
+			r := b.nodes.at(n, nodeSize)[:childSize]
+			linked = linked || ChildKind(r[childKind]) == ChildLink
+			w.append(r)
+		}
+		if linked {
+			m, err := links.grow(4)
+			if err != nil {
+				return err
+			}
+			put32(m, 0, i)
 		}
 	}
 	return nil

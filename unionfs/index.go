@@ -22,8 +22,10 @@ type Index struct {
 	meta  Meta
 	stats Stats
 
-	children, digests uint32
-	implicit          bool
+	children uint32 // records of each kind that Stats does not count
+	digests  uint32
+	links    uint32
+	implicit bool
 }
 
 var _ Layer = (*Index)(nil)
@@ -67,6 +69,7 @@ func (x *Index) readMeta() bool {
 	x.stats.Chunks = count(secChunks, chunkSize, MaxChunks)
 	x.children = count(secChildren, childSize, MaxEntries)
 	x.digests = count(secDigests, digestSize, none-1)
+	x.links = count(secLinkDirs, 4, MaxIndex+1)
 	for i, n := range []uint32{x.stats.Dirs, x.stats.Files, x.stats.Contents, x.stats.Chunks} {
 		all = all && n == get32(m, metaDirs+4*i)
 	}
@@ -164,6 +167,23 @@ func (x *Index) child(r []byte) (Child, error) {
 	return c, nil
 }
 
+// LinkDirs returns the directories that have a hard link to a file of another
+// layer (ChildLink), in the order of their numbers.
+func (x *Index) LinkDirs() ([]ID, error) {
+	b, err := x.s.bytes(secLinkDirs, 0, 4*uint64(x.links))
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]ID, x.links)
+	for i := range ids {
+		ids[i] = DirID(get32(b, 4*i))
+		if !x.has(ids[i]) {
+			return nil, x.s.damaged
+		}
+	}
+	return ids, nil
+}
+
 func (x *Index) has(id ID) bool {
 	if id.IsDir() {
 		return id.Index() < x.stats.Dirs
@@ -217,7 +237,7 @@ func (x *Index) Parent(dir ID) (ID, string, error) {
 		return 0, "", err
 	}
 	parent := DirID(get32(r, dirParent))
-	if !x.has(parent) || parent == dir && dir != RootID {
+	if parent >= dir && dir != RootID { // a parent is always numbered first, so that no chain of parents is endless
 		return 0, "", x.s.damaged
 	}
 	name, err := x.s.str(secNames, uint64(get32(r, dirName)), uint64(r[inoNameLen]))

@@ -20,6 +20,7 @@ const (
 	secContents   = 6 // content records, in layer order
 	secChunks     = 7 // chunk records; a content's are neighbours
 	secDigests    = 8 // digests of contents and chunks
+	secLinkDirs   = 9 // numbers (u32) of the directories that have a ChildLink, ascending
 
 	dirSize     = 48
 	fileSize    = 48
