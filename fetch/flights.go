@@ -1,0 +1,240 @@
+package fetch
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	iofs "io/fs"
+
+	"github.com/imgfs/imgfs/cache"
+	"github.com/imgfs/imgfs/unionfs"
+)
+
+// flight is a chunk on its way from the registry. It is in Reader.flights until
+// it has landed, and who waits keeps its bytes.
+type flight struct {
+	done   chan struct{}
+	replay bool   // it comes by the replay of the whole layer
+	data   []byte // both set before done is closed
+	err    error
+}
+
+// job is one ranged request and the chunks that come out of it.
+type job struct {
+	prio   Priority
+	off, n int64
+	chunks []jobChunk // in the order of their places
+}
+
+// jobChunk is a chunk of a job.
+type jobChunk struct {
+	n       uint32
+	c       unionfs.Chunk
+	size    int64
+	packOff int64
+	f       *flight              // nil when it has landed
+	last    *unionfs.ContentInfo // of the content that the chunk is the last of, else nil
+}
+
+// register returns the flight of chunk n, and whether it is a new one. The
+// caller holds r.mu.
+func (r *Reader) register(n uint32) (f *flight, created bool) {
+	if f := r.flights[n]; f != nil {
+		return f, false
+	}
+	f = &flight{done: make(chan struct{})}
+	r.flights[n] = f
+	return f, true
+}
+
+// land ends the flight of chunk n.
+func (r *Reader) land(n uint32, f *flight, data []byte, err error) {
+	r.mu.Lock()
+	if r.flights[n] == f {
+		delete(r.flights, n)
+	}
+	r.mu.Unlock()
+	f.data, f.err = data, err
+	close(f.done)
+}
+
+// begin runs fn in a goroutine that Close waits for. The caller holds r.mu and
+// has seen that r is not closed.
+func (r *Reader) begin(fn func()) {
+	r.wg.Add(1)
+	go func() {
+		defer r.wg.Done()
+		fn()
+	}()
+}
+
+// want gives each of need a flight and begins those that are new, with what
+// should come along.
+func (r *Reader) want(id unionfs.ID, ci *unionfs.ContentInfo, need []wanted) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return fmt.Errorf("fetch: reading layer %s: %w", r.l.Desc.Digest, iofs.ErrClosed)
+	}
+	fresh := make([]jobChunk, 0, len(need))
+	for i := range need {
+		w := &need[i]
+		if w.f, w.own = r.register(w.n); w.own {
+			fresh = append(fresh, jobChunk{n: w.n, c: w.c, size: w.size, packOff: w.packOff, f: w.f})
+		}
+	}
+	if len(fresh) == 0 {
+		return nil
+	}
+	if !r.ranged() {
+		r.startReplay(fresh)
+		return nil
+	}
+	for _, j := range r.plan(id, ci, fresh) {
+		r.begin(func() { r.run(j) })
+	}
+	return nil
+}
+
+// again begins a new flight for one chunk, alone.
+func (r *Reader) again(w *wanted) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return fmt.Errorf("fetch: reading layer %s: %w", r.l.Desc.Digest, iofs.ErrClosed)
+	}
+	if w.f, w.own = r.register(w.n); !w.own {
+		return nil
+	}
+	c := jobChunk{n: w.n, c: w.c, size: w.size, packOff: w.packOff, f: w.f}
+	if !r.ranged() {
+		r.startReplay([]jobChunk{c})
+		return nil
+	}
+	j := &job{prio: Demand, off: c.c.BlobOff, n: c.c.BlobLen, chunks: []jobChunk{c}}
+	r.begin(func() { r.run(j) })
+	return nil
+}
+
+// ranged reports whether chunks are asked for by ranges.
+func (r *Reader) ranged() bool {
+	if !r.format.ranged() {
+		return false
+	}
+	b, ok := r.l.Blob.(interface{ NoRanges() bool })
+	return !ok || !b.NoRanges()
+}
+
+// run lands all flights of a job.
+func (r *Reader) run(j *job) {
+	err := recovered(func() error { return r.fetch(j) })
+	for i := range j.chunks {
+		if c := &j.chunks[i]; c.f != nil {
+			if err == nil {
+				err = fmt.Errorf("chunk %d left out", c.n)
+			}
+			r.land(c.n, c.f, nil, r.fail(err))
+		}
+	}
+}
+
+func (r *Reader) fetch(j *job) error {
+	if j.prio != Demand {
+		select {
+		case r.ahead <- struct{}{}:
+			defer func() { <-r.ahead }()
+		case <-r.ctx.Done():
+			return r.ctx.Err()
+		}
+	}
+	rc, err := r.l.Blob.Range(r.ctx, j.prio, j.off, j.n)
+	if err != nil {
+		return err
+	}
+	defer rc.Close()
+	fr := newFrames(r.format, rc, j.off)
+	defer fr.close()
+	for i := range j.chunks {
+		if err := r.take(fr, &j.chunks[i]); err != nil {
+			return err
+		}
+	}
+	rc.Close() // the request is over, what follows reads the disk
+	for i := range j.chunks {
+		if ci := j.chunks[i].last; ci != nil {
+			r.share(ci)
+		}
+	}
+	return nil
+}
+
+// take reads the chunk c, lands its flight, and keeps it. An error is that of
+// the request: nothing will follow.
+func (r *Reader) take(fr *frames, c *jobChunk) error {
+	if c.size > maxChunk {
+		return fmt.Errorf("chunk of %d bytes: %w", c.size, unionfs.ErrDamaged)
+	}
+	buf := make([]byte, c.size)
+	err := fr.read(&c.c, buf)
+	if err != nil && fr.broken() != nil {
+		return fr.broken()
+	}
+	if err == nil {
+		err = r.keep(c, buf)
+	}
+	if c.f == nil {
+		return nil
+	}
+	f := c.f
+	c.f = nil
+	if err != nil {
+		r.land(c.n, f, nil, r.fail(fmt.Errorf("%w: chunk at %d of the blob: %v", ErrDigest, c.c.BlobOff, err)))
+		return nil
+	}
+	r.land(c.n, f, buf, nil)
+	return nil
+}
+
+var errMismatch = errors.New("not the bytes of the layer index")
+
+// keep checks a chunk and puts it into the pack. The error is errMismatch: a
+// cache that does not take it is none.
+func (r *Reader) keep(c *jobChunk, buf []byte) error {
+	err := r.pack.Put(c.n, c.packOff, buf, c.c.Digest)
+	r.full.Store(err != nil && !errors.Is(err, cache.ErrDigest))
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, cache.ErrDigest), sha256.Sum256(buf) != c.c.Digest:
+		return errMismatch
+	}
+	return nil
+}
+
+// maxVerify bounds the contents that are read again to be shared, in bytes.
+const maxVerify = 256 << 20
+
+// share tells the cache that the pack has a content, if it has all of it. A
+// content in several chunks is read and hashed first: only the table of contents
+// says what its digest is.
+func (r *Reader) share(ci *unionfs.ContentInfo) {
+	if ci.NChunks == 0 || !r.pack.Has(ci.FirstChunk, ci.NChunks) {
+		return
+	}
+	if _, ok := r.c.Find(ci.Digest); ok {
+		return
+	}
+	l := cache.Location{Pack: r.l.Desc.Digest, Off: ci.PackOff, Size: ci.Size, FirstChunk: ci.FirstChunk, NChunks: ci.NChunks}
+	if r.format.Lazy() {
+		c, _, err := r.idx.Chunk(ci.FirstChunk)
+		if err != nil || ci.Size > maxVerify {
+			return
+		}
+		if ci.NChunks > 1 || c.Digest != ci.Digest {
+			if ok, err := r.pack.VerifyContent(ci.Digest, l); !ok || err != nil {
+				return
+			}
+		}
+	}
+	r.c.Share(ci.Digest, l) // a hint
+}
