@@ -83,6 +83,11 @@ func (c *Cache) freeDisk(n int64) bool {
 func (c *Cache) evictor() {
 	c.waitScan()
 	for {
+		select {
+		case <-c.stop: // the scan may have stopped before it knew the budget
+			return
+		default:
+		}
 		limit := c.limit.Load()
 		if over := c.used.Load() - (limit - margin(limit)/2); over > 0 {
 			c.evictMu.Lock()

@@ -26,8 +26,9 @@ type Pack struct {
 
 	refs    int           // users of the files; Cache.mu
 	handles int           // those of them that came by Cache.Pack; Cache.mu
+	idle    bool          // in Cache.idle; Cache.mu
 	dying   chan struct{} // being removed, closed when done; Cache.mu
-	create  bool          // new: the files may be made; Cache.mu
+	create  bool          // missing files are made; Cache.mu
 
 	fmu    sync.Mutex // opening, loading and closing of the files
 	loaded bool       // fmu
@@ -66,7 +67,9 @@ func newPack(c *Cache, k key) *Pack {
 }
 
 // Pack opens the pack of the layer with blob digest h, or makes it. All callers
-// share one. Each must Close what it got.
+// share one. Each must Close what it got. When the disk does not let the pack's
+// files be opened or made (it is full), the pack has nothing and takes nothing,
+// until a later call can: reading goes on without it.
 func (c *Cache) Pack(h v1.Hash) (*Pack, error) {
 	k, err := keyOf(h)
 	if err != nil {
@@ -97,16 +100,16 @@ func (c *Cache) handle(k key) (*Pack, error) {
 	p := c.packs[k]
 	if p == nil {
 		p = newPack(c, k)
-		p.create = true
 		c.packs[k] = p
 	}
+	p.create = true
 	p.handles++
 	c.mu.Unlock()
 	if err := c.acquire(p); err != nil {
+		c.logf("cache: pack cannot be opened", "pack", p.name, "err", err)
 		c.mu.Lock()
-		p.handles--
+		p.refs++
 		c.mu.Unlock()
-		return nil, err
 	}
 	return p, nil
 }
@@ -118,6 +121,70 @@ func (p *Pack) Close() error {
 	p.c.mu.Unlock()
 	p.c.release(p)
 	return nil
+}
+
+// RemovePack removes the pack of a layer that nothing refers to any more.
+// [ErrInUse] while somebody has it open.
+func (c *Cache) RemovePack(h v1.Hash) error {
+	k, err := keyOf(h)
+	if err != nil {
+		return fmt.Errorf("cache: removing pack %q: %w", h, err)
+	}
+	c.waitScan() // which would count it again
+	c.mu.Lock()
+	p := c.packs[k]
+	if p == nil || p.dying != nil {
+		c.mu.Unlock()
+		return nil
+	}
+	if p.handles > 0 {
+		c.mu.Unlock()
+		return fmt.Errorf("cache: removing pack %q: %w", h, ErrInUse)
+	}
+	p.dying = make(chan struct{})
+	p.create = false
+	c.mu.Unlock()
+	err = p.remove()
+	c.mu.Lock()
+	delete(c.packs, k)
+	close(p.dying)
+	c.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("cache: removing pack %q: %v", h, err)
+	}
+	return nil
+}
+
+// remove unlinks the files, the map first: a pack without a map is swept.
+func (p *Pack) remove() error {
+	p.closeFiles() // waits for nobody: who still has the files works on nameless ones
+	p.mapMu.Lock()
+	defer p.mapMu.Unlock()
+	p.mu.Lock()
+	p.forget()
+	p.broken = true
+	p.mu.Unlock()
+	var errs []error
+	for _, name := range []string{mapPath(p.name), packPath(p.name)} {
+		if err := p.c.root.Remove(name); err != nil && !errors.Is(err, iofs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+		errs = append(errs, syncDir(p.c.root, packDir))
+	}
+	return errors.Join(errs...)
+}
+
+// Packs lists the layers that have a pack, in no order, with the bytes each
+// occupies on disk.
+func (c *Cache) Packs() map[v1.Hash]int64 {
+	c.waitScan()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := make(map[v1.Hash]int64, len(c.packs))
+	for k, p := range c.packs {
+		all[k.hash()] = p.stored.Load()
+	}
+	return all
 }
 
 // acquire opens p's files, loads its map the first time, and keeps them open until release.
@@ -139,10 +206,12 @@ func (c *Cache) release(p *Pack) {
 	var victim *Pack
 	c.mu.Lock()
 	p.refs--
-	if p.refs == 0 {
+	if p.refs == 0 && !p.idle {
+		p.idle = true
 		c.idle = append(c.idle, p)
 		if len(c.idle) > maxIdle {
 			victim = c.idle[0]
+			victim.idle = false
 			c.idle = append(c.idle[:0], c.idle[1:]...)
 		}
 	}
@@ -233,7 +302,7 @@ func (p *Pack) Stored() int64 { return p.stored.Load() }
 func (p *Pack) ReadAt(b []byte, off int64, first, n uint32) (ok bool, err error) {
 	f := p.file.Load()
 	if f == nil {
-		return false, iofs.ErrClosed
+		return false, nil // the disk did not let us open it
 	}
 	if off < 0 || off > maxPack || n == 0 {
 		return false, fmt.Errorf("cache: reading pack %q at %d, %d chunks: %w", p.name, off, n, iofs.ErrInvalid)
@@ -266,7 +335,7 @@ func (p *Pack) wasRead(b []byte, off int64, first, n uint32, err error) (bool, e
 		p.touch(off, int64(len(b)))
 		return true, nil
 	case errors.Is(err, iofs.ErrClosed):
-		return false, iofs.ErrClosed
+		return false, nil
 	case err == io.EOF:
 		// Somebody made the pack shorter. What else of it is gone cannot be known.
 		p.c.logf("cache: pack is shorter than its map says; forgotten", "pack", p.name)

@@ -40,7 +40,7 @@ func validRange(off, n int64) bool {
 
 // notKept makes err an ErrFull: whatever the reason, the disk did not take the bytes.
 func notKept(err error) error {
-	if errors.Is(err, ErrFull) || errors.Is(err, iofs.ErrClosed) {
+	if errors.Is(err, ErrFull) {
 		return err
 	}
 	return fmt.Errorf("%w: %v", ErrFull, err)
@@ -51,7 +51,7 @@ func notKept(err error) error {
 func (p *Pack) write(off int64, data []byte, staged bool, done func()) error {
 	f := p.file.Load()
 	if f == nil {
-		return iofs.ErrClosed
+		return ErrFull
 	}
 	n := int64(len(data))
 	var err error
@@ -106,7 +106,7 @@ func (p *Pack) begin(off, n int64, staged bool) (end int64, err error) {
 	first, last := segRange(off, n)
 	for range 4 {
 		p.mu.Lock()
-		for p.resetting || p.evicting(first, last) {
+		for p.resetting || p.busy(first, last, staged) {
 			p.cond.Wait()
 		}
 		if p.broken || (p.stage.Load() == stageOn) != staged {
@@ -162,14 +162,19 @@ func (p *Pack) finish(off, n int64, done func()) {
 	for i := first; i <= last; i++ {
 		p.seg(i).writers--
 	}
-	if p.writers--; p.writers == 0 {
-		p.cond.Broadcast()
-	}
+	p.writers--
+	p.cond.Broadcast()
 }
 
-func (p *Pack) evicting(first, last int64) bool {
+// busy reports whether a writer of segments [first, last] must wait: for an
+// eviction, and a pass for the Puts that began before it.
+func (p *Pack) busy(first, last int64, staged bool) bool {
 	for i := first; i <= last; i++ {
-		if s := p.seg(i); s != nil && s.state == segEvicting {
+		s := p.seg(i)
+		if s == nil {
+			continue
+		}
+		if s.state == segEvicting || staged && s.state == segPlain && s.writers > 0 {
 			return true
 		}
 	}

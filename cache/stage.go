@@ -48,7 +48,7 @@ func (p *Pack) Staged() bool { return p.stage.Load() == stageOn }
 func (p *Pack) ReadStaged(b []byte, off int64) (int, error) {
 	f := p.file.Load()
 	if f == nil {
-		return 0, iofs.ErrClosed
+		return 0, ErrNotStaged
 	}
 	if off < 0 || off > maxPack {
 		return 0, fmt.Errorf("cache: reading staged bytes of %q at %d: %w", p.name, off, iofs.ErrInvalid)

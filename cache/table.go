@@ -199,6 +199,11 @@ func (t *table) insert(recs []record) error {
 	t.wmu.Lock()
 	defer t.wmu.Unlock()
 	slices.SortFunc(recs, func(a, b record) int { return slices.Compare(a.digest[:], b.digest[:]) })
+	for cur := t.cur.Load(); len(recs)>>cur.bits > 0 && t.shouldGrow(cur, len(recs)); cur = t.cur.Load() {
+		if err := t.grow(cur); err != nil {
+			return err
+		}
+	}
 	var b bucket
 	for i := 0; i < len(recs); {
 		cur := t.cur.Load()
@@ -211,7 +216,7 @@ func (t *table) insert(recs []record) error {
 			if b.add(&recs[n]) {
 				continue
 			}
-			if t.shouldGrow(cur) {
+			if t.shouldGrow(cur, 0) {
 				full = true
 				break
 			}
@@ -236,9 +241,10 @@ func (t *table) insert(recs []record) error {
 	return nil
 }
 
-// shouldGrow looks at a few buckets: a table whose one bucket is full but not the
-// others (digests can be chosen) does not grow.
-func (t *table) shouldGrow(cur *tableFile) bool {
+// shouldGrow reports whether the table is too small for more records on top of
+// what it has. It looks at a few buckets only: a table whose one bucket is full but
+// not the others (digests can be chosen) does not grow.
+func (t *table) shouldGrow(cur *tableFile, more int) bool {
 	if cur.bits >= maxTableBits {
 		return false
 	}
@@ -250,7 +256,7 @@ func (t *table) shouldGrow(cur *tableFile) bool {
 			n += b.len()
 		}
 	}
-	return n > looks*perBucket/2
+	return n/looks+more>>cur.bits > perBucket*3/5
 }
 
 // grow doubles the table: bucket i becomes 2i and 2i+1 of a new file, which is
