@@ -7,12 +7,12 @@ import (
 
 // BeginContent reserves the place of a regular file's content in the layer's
 // pack, before its bytes have passed, and returns it. An empty file has no
-// place. The error is an [EntryError] when id is no regular file or has a
-// content already.
+// place, and NoID means nothing here. The error is an [EntryError] when id is no
+// regular file or has a content already.
 func (b *Builder) BeginContent(id ID) (packOff int64, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err := b.writable(); err != nil {
+	if err := b.writable(); err != nil || id == NoID {
 		return 0, err
 	}
 	r, err := b.regular(id)
@@ -35,12 +35,13 @@ func (b *Builder) BeginContent(id ID) (packOff int64, err error) {
 // SetContent says what a regular file's content turned out to be, and where it
 // is in the layer's pack. When the layer has the same digest already, the file
 // refers to that place, dup is true, and the place that BeginContent reserved,
-// if it did, is a hole. The error is an [EntryError] when id is no regular file
-// or has a complete content, or when the chunks do not make up its size.
+// if it did, is a hole. NoID means nothing here. The error is an [EntryError]
+// when id is no regular file or has a complete content, or when the chunks do
+// not make up its size.
 func (b *Builder) SetContent(id ID, c Content) (packOff int64, dup bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err := b.writable(); err != nil {
+	if err := b.writable(); err != nil || id == NoID {
 		return 0, false, err
 	}
 	defer b.notify()
