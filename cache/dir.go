@@ -19,6 +19,7 @@ const (
 	formatVersion = 1
 
 	lockFile    = "lock"
+	logFile     = "imgfs.log" // of the server; begun before the directory is opened, and not ours
 	versionFile = "version"
 	tempDir     = "tmp"
 	packDir     = "packs"
@@ -119,7 +120,7 @@ func checkVersion(root *os.Root) error {
 		return err
 	}
 	for _, name := range names {
-		if name != lockFile && name != versionFile+".new" && name != "lost+found" {
+		if name != lockFile && name != versionFile+".new" && name != logFile && name != "lost+found" {
 			return fmt.Errorf("not empty (it has %q) and not a cache: %w", name, iofs.ErrInvalid)
 		}
 	}
