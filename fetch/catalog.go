@@ -15,7 +15,7 @@ import (
 
 const (
 	maxListing  = 1 << 20 // bytes of a list of tags or repositories
-	catalogPage = 1000    // repositories asked for, of a registry that cannot begin in the middle
+	catalogPage = 200     // repositories asked for: more than one, because not every registry begins where it is told
 )
 
 // HasRepository reports whether the registry has the repository, by one request
@@ -53,11 +53,9 @@ func (c *Client) HasNamespace(ctx context.Context, reg name.Registry, prefix str
 	defer cancel()
 	prefix = strings.Trim(prefix, "/") + "/"
 	// After "a/" comes "a/b", whether a registry sorts by bytes or by components.
-	list, e := c.catalog(ctx, reg, 1, prefix)
-	if e == nil && len(list) == 1 && before(list[0], prefix) {
-		if list, e = c.catalog(ctx, reg, catalogPage, ""); e == nil && len(list) >= catalogPage && !within(list, prefix) {
-			return false, false, nil
-		}
+	list, e := c.catalog(ctx, reg, catalogPage, prefix)
+	if e == nil && !within(list, prefix) && len(list) >= catalogPage && misled(list, prefix) {
+		return false, false, nil
 	}
 	switch {
 	case e == nil:
@@ -71,10 +69,7 @@ func (c *Client) HasNamespace(ctx context.Context, reg name.Registry, prefix str
 
 // catalog lists n repositories after last.
 func (c *Client) catalog(ctx context.Context, reg name.Registry, n int, last string) ([]string, *Error) {
-	q := url.Values{"n": {strconv.Itoa(n)}}
-	if last != "" {
-		q.Set("last", last)
-	}
+	q := url.Values{"n": {strconv.Itoa(n)}, "last": {last}}
 	cl := &call{path: "_catalog", query: q, scope: "registry:catalog:*", unasked: true}
 	raw, err := c.document(ctx, reg, cl, maxListing, func([]byte, http.Header) *Error { return nil })
 	if err != nil {
@@ -89,10 +84,16 @@ func (c *Client) catalog(ctx context.Context, reg name.Registry, n int, last str
 	return v.Repositories, nil
 }
 
-// before reports whether a registry that lists name after prefix has not
-// understood that it was to begin there.
-func before(name, prefix string) bool {
-	return strings.ReplaceAll(name, "/", "\x00") < strings.ReplaceAll(prefix, "/", "\x00") && name < prefix
+// misled reports whether a list that was to begin after prefix does not: the
+// registry begins at its beginning, or has no order.
+func misled(names []string, prefix string) bool {
+	p := strings.ReplaceAll(prefix, "/", "\x00")
+	for _, n := range names {
+		if n < prefix || strings.ReplaceAll(n, "/", "\x00") < p {
+			return true
+		}
+	}
+	return false
 }
 
 // within reports whether a name starts with prefix.

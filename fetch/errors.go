@@ -152,13 +152,13 @@ func isTLS(err error) bool {
 	var (
 		verify *tls.CertificateVerificationError
 		record tls.RecordHeaderError
-		alert  tls.AlertError
+		alert  *net.OpError // of crypto/tls, with this Op
 		ca     x509.UnknownAuthorityError
 		host   x509.HostnameError
 		cert   x509.CertificateInvalidError
 	)
-	return errors.As(err, &verify) || errors.As(err, &record) || errors.As(err, &alert) ||
-		errors.As(err, &ca) || errors.As(err, &host) || errors.As(err, &cert)
+	return errors.As(err, &verify) || errors.As(err, &record) || errors.As(err, &ca) || errors.As(err, &host) || errors.As(err, &cert) ||
+		errors.As(err, &alert) && (alert.Op == "remote error" || alert.Op == "local error")
 }
 
 // statusError says what an HTTP status other than 200 and 206 means. body is

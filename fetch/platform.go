@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
 // DefaultPlatform is the platform of images that this machine runs.
@@ -75,12 +76,23 @@ func version(variant string) (int, bool) {
 	return int(n)*10 + int(m), true
 }
 
-// attestation reports whether an index entry is about another entry and no image.
+// attestation reports whether an index entry is no image: about another entry,
+// or an artifact. (An image may have its config's type as the artifact's.)
 func attestation(d v1.Descriptor) bool {
+	switch types.MediaType(d.ArtifactType) {
+	case "", types.OCIConfigJSON, types.DockerConfigJSON:
+	default:
+		return true
+	}
 	if d.Platform != nil && d.Platform.OS == "unknown" && d.Platform.Architecture == "unknown" {
 		return true
 	}
 	return d.Annotations["vnd.docker.reference.type"] != ""
+}
+
+// anyPlatform reports whether an index does not say what an entry is for.
+func anyPlatform(d v1.Descriptor) bool {
+	return d.Platform == nil || d.Platform.OS == "" && d.Platform.Architecture == ""
 }
 
 // choose returns the index of the entry whose image suits best, the first of
@@ -88,7 +100,7 @@ func attestation(d v1.Descriptor) bool {
 func choose(want v1.Platform, entries []v1.Descriptor) int {
 	best, rank := -1, 0
 	for i, d := range entries {
-		if !isManifest(d.MediaType) || d.Platform == nil || attestation(d) {
+		if !isManifest(d.MediaType) || anyPlatform(d) || attestation(d) {
 			continue
 		}
 		if r := suits(want, normalizeEntry(d.Platform)); r > rank {
@@ -111,7 +123,7 @@ func normalizeEntry(p *v1.Platform) v1.Platform {
 func platforms(entries []v1.Descriptor) string {
 	var all []string
 	for _, d := range entries {
-		if d.Platform == nil || attestation(d) {
+		if anyPlatform(d) || attestation(d) {
 			continue
 		}
 		s := d.Platform.OS + "/" + d.Platform.Architecture

@@ -162,7 +162,7 @@ func (h *hostState) ready(ctx context.Context) *Error {
 // pauseFor sleeps. It returns late at once if ctx would end before, and ctx's
 // error if it ends nevertheless.
 func pauseFor(ctx context.Context, d time.Duration, late *Error) *Error {
-	if end, ok := ctx.Deadline(); ok && time.Until(end) < d {
+	if end, ok := ctx.Deadline(); ok && time.Until(end) <= d {
 		return late
 	}
 	t := time.NewTimer(d)

@@ -167,7 +167,7 @@ func (r *resolver) pick(ctx context.Context, index *v1.IndexManifest, depth int)
 		return r.entry(ctx, index.Manifests[i])
 	}
 	for _, d := range index.Manifests {
-		if !isIndex(d.MediaType) || d.Platform != nil && suits(r.want, normalizeEntry(d.Platform)) == 0 {
+		if !isIndex(d.MediaType) || !anyPlatform(d) && suits(r.want, normalizeEntry(d.Platform)) == 0 {
 			continue
 		}
 		if r.indexes++; depth >= maxDepth || r.indexes > maxIndexes {
@@ -182,7 +182,7 @@ func (r *resolver) pick(ctx context.Context, index *v1.IndexManifest, depth int)
 		}
 	}
 	for _, d := range index.Manifests {
-		if d.Platform == nil && isManifest(d.MediaType) && !attestation(d) && d.ArtifactType == "" {
+		if anyPlatform(d) && isManifest(d.MediaType) && !attestation(d) {
 			return r.entry(ctx, d)
 		}
 	}
