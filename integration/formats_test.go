@@ -17,10 +17,12 @@ import (
 	"testing"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	kgzip "github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -346,4 +348,43 @@ func writeLayout(dir string, img v1.Image) error {
 		return err
 	}
 	return p.AppendImage(img, layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": "image"}))
+}
+
+// pushDockerIndex pushes the image nginx with Docker's media types, in a manifest
+// list whose other platforms hold something else, and returns the list's digest.
+func pushDockerIndex(t testing.TB, repo, tag string) string {
+	t.Helper()
+	c := openCorpus(t)
+	var layers []blob
+	for _, l := range images["nginx"] {
+		b := c.layer(t, l, "gzip")
+		b.Media = types.DockerLayer
+		layers = append(layers, b)
+	}
+	docker := func(layers ...blob) v1.Image {
+		img, err := newImage(layers...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return mutate.ConfigMediaType(mutate.MediaType(img, types.DockerManifestSchema2), types.DockerConfigJSON)
+	}
+	archive := tarball(t, file("etc/os-release", "another platform\n"))
+	other := docker(bytesBlob(types.DockerLayer, gzipped(archive), archive))
+	index := mutate.AppendManifests(mutate.IndexMediaType(empty.Index, types.DockerManifestList),
+		mutate.IndexAddendum{Add: other, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "s390x"}}},
+		mutate.IndexAddendum{Add: other, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "windows", Architecture: runtime.GOARCH}}},
+		mutate.IndexAddendum{Add: docker(layers...), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: runtime.GOARCH}}},
+	)
+	ref, err := name.NewTag(backend.start(t)+"/"+repo+":"+tag, name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.WriteIndex(ref, index); err != nil {
+		t.Fatal(err)
+	}
+	digest, err := index.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return digest.String()
 }

@@ -15,6 +15,7 @@ import (
 func implicitDirs(t testing.TB, image string) map[string]bool {
 	t.Helper()
 	explicit, implicit := map[string]bool{}, map[string]bool{".": true}
+	tree := oracle(t, image).snap
 	for _, l := range images[image] {
 		for _, h := range headers(t, openCorpus(t).tar(t, l)) {
 			name := path.Clean(strings.TrimPrefix(h.Name, "/"))
@@ -22,7 +23,7 @@ func implicitDirs(t testing.TB, image string) map[string]bool {
 				explicit[name] = true
 			}
 			for p := path.Dir(name); p != "."; p = path.Dir(p) {
-				implicit[p] = true
+				implicit[p] = tree[p].isDir()
 			}
 		}
 	}

@@ -181,12 +181,14 @@ func compareInode(name string, got, want inode, c comparison, add func(name, wha
 
 func stamp(t unix.Timespec) string { return fmt.Sprintf("%d.%09d", t.Sec, t.Nsec) }
 
-// sameXattrs compares all but the host's own labels.
+// sameXattrs compares all but the host's own labels, and user.empty: an empty PAX
+// record means none to Go's archive/tar, and so to umoci and to the tools that
+// make tables of contents; GNU tar sets the empty attribute. Both are right.
 func sameXattrs(a, b map[string]string) bool {
 	clean := func(m map[string]string) map[string]string {
 		out := map[string]string{}
 		for k, v := range m {
-			if k != "security.selinux" && k != "security.ima" {
+			if k != "security.selinux" && k != "security.ima" && (k != "user.empty" || v != "") {
 				out[k] = v
 			}
 		}

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -138,6 +139,13 @@ type registry struct {
 	mu       sync.Mutex
 	requests []*request
 	stalls   map[string]*stall // by the end of a path
+	lies     map[string]lie    // by the end of a path
+}
+
+// A lie is what is answered instead of what the registry has.
+type lie struct {
+	media string
+	body  []byte
 }
 
 // A stall holds a body back after some of its bytes.
@@ -158,21 +166,16 @@ func startProxy(t testing.TB, upstream string) *registry {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &registry{host: fmt.Sprintf("localhost:%d", l.Addr().(*net.TCPAddr).Port), stalls: map[string]*stall{}}
+	r := &registry{host: fmt.Sprintf("localhost:%d", l.Addr().(*net.TCPAddr).Port), stalls: map[string]*stall{}, lies: map[string]lie{}}
 	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: upstream})
 	proxy.FlushInterval = -1
 	proxy.Transport = &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 64}
-	proxy.ErrorLog = log.New(io.Discard, "", 0) // readers that go away are part of the tests
+	proxy.ErrorLog = quiet // readers that go away are part of the tests
 	proxy.ModifyResponse = func(resp *http.Response) error {
 		q := resp.Request.Context().Value(requestKey{}).(*request)
 		r.mu.Lock()
 		q.status = resp.StatusCode
-		var held *stall
-		for end, s := range r.stalls {
-			if strings.HasSuffix(q.path, end) {
-				held = s
-			}
-		}
+		held, _ := find(r.stalls, q.path)
 		r.mu.Unlock()
 		resp.Body = &countedBody{ReadCloser: resp.Body, r: r, q: q, held: held, gone: resp.Request.Context().Done()}
 		return nil
@@ -181,7 +184,13 @@ func startProxy(t testing.TB, upstream string) *registry {
 		q := &request{method: req.Method, path: req.URL.Path, rang: req.Header.Get("Range")}
 		r.mu.Lock()
 		r.requests = append(r.requests, q)
+		said, ok := find(r.lies, q.path)
 		r.mu.Unlock()
+		if ok {
+			w.Header().Set("Content-Type", said.media)
+			http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(said.body))
+			return
+		}
 		proxy.ServeHTTP(w, req.WithContext(context.WithValue(req.Context(), requestKey{}, q)))
 	})}
 	go r.server.Serve(l)
@@ -190,6 +199,23 @@ func startProxy(t testing.TB, upstream string) *registry {
 }
 
 type requestKey struct{}
+
+// find returns the value whose key ends the path.
+func find[V any](m map[string]V, path string) (v V, ok bool) {
+	for end, v := range m {
+		if strings.HasSuffix(path, end) {
+			return v, true
+		}
+	}
+	return v, false
+}
+
+// answer has the registry answer body to requests for paths with that end.
+func (r *registry) answer(end, media string, body []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lies[end] = lie{media, body}
+}
 
 // stop refuses and ends all connections.
 func (r *registry) stop() { r.server.Close() }
@@ -292,3 +318,6 @@ func tagSpelling(path string) string {
 	i := strings.LastIndexByte(path, '/')
 	return path[:i] + ":" + path[i+1:]
 }
+
+// quiet is a log that nobody reads.
+var quiet = log.New(io.Discard, "", 0)
