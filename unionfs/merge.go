@@ -297,8 +297,7 @@ func (m *merger) relocate(mv move) error {
 		}
 	}
 	if !ok {
-		delete(m.moved, mv.src)
-		return nil
+		return m.stay(mv)
 	}
 	to := m.root
 	for _, s := range at[1:] {
@@ -307,6 +306,21 @@ func (m *merger) relocate(mv move) error {
 		}
 	}
 	return m.apply(mv.src, to)
+}
+
+// stay leaves the source of mv at its own place, unless another entry of its
+// layer is there by now.
+func (m *merger) stay(mv move) error {
+	for _, dir := range mv.at.from {
+		if dir.Layer != mv.src.Layer {
+			break
+		}
+		if ref, _, err := m.says(dir, mv.name); err != nil || ref != noRef {
+			return err
+		}
+	}
+	delete(m.moved, mv.src)
+	return nil
 }
 
 // find returns what the merge so far has at name in the directory p.

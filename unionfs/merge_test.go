@@ -238,3 +238,16 @@ func compareNaive(t testing.TB, layers []source) *Tree {
 	}
 	return tree
 }
+
+// mergeTo merges layers into a file of dir.
+func mergeTo(t testing.TB, dir string, layers []source) {
+	t.Helper()
+	f, err := os.Create(filepath.Join(dir, "tree"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := mergeSources(f, layers); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -52,7 +52,7 @@ func naive(layers []source) (map[string]*naiveNode, error) {
 			mv := m.queue[0]
 			m.queue = m.queue[1:]
 			n := m.nodes[mv.path]
-			if n.dirs != nil {
+			if n == nil || n.dirs != nil {
 				m.put(mv.src, mv.path)
 			} else if to, ok := m.follow(path.Dir("/" + mv.path)[1:], n.target); ok && n.target != "" {
 				m.put(mv.src, to)

@@ -25,9 +25,9 @@ func (w waiting) Error() string { return fmt.Sprintf("unionfs: layer %d has not 
 //
 // If wait is not negative, the answer cannot be given yet, and ref and ok mean
 // nothing: a wait below len(s) is the ordinal of a layer that has to progress
-// first, len(s) means that all layers are done and that only their merge can tell
-// (never so for one layer, nor for layers without implicit directories and
-// without hard links to nowhere).
+// first, len(s) means that all layers are done and that only their merge can tell.
+// That happens only if a layer but the lowest has implicit directories, and for
+// hard links to what the layers below do not have.
 //
 // The topmost layer decides: what it has at the name is the answer at once, even
 // if the layer is not done, once all layers above it are done and say nothing of
@@ -66,7 +66,7 @@ func (s Stack) lookup(dir Ref, name string) (Ref, bool, error) {
 			}
 		}
 		if c.Kind == ChildInode || c.Kind == ChildLink {
-			ref, err := s.entry(j, at, c, path.Join(path.Join(names...), name))
+			ref, err := s.entry(j, at, c)
 			return ref, err == nil, err
 		}
 		if err := s.passed(j, done); err != nil {
@@ -143,13 +143,13 @@ func (s Stack) merge() waiting {
 	return waiting(len(s))
 }
 
-// entry returns the inode of child c, which layer j has at name; at is its directory there.
-func (s Stack) entry(j int, at spot, c Child, name string) (Ref, error) {
+// entry returns the inode of child c, which layer j has in the directory at.
+func (s Stack) entry(j int, at spot, c Child) (Ref, error) {
 	if j > 0 && at.implicit {
 		return Ref{}, s.merge()
 	}
 	if c.Kind == ChildLink {
-		return s.link(j, c, name)
+		return s.link(j, c)
 	}
 	if j > 0 && c.ID.IsDir() {
 		var a Attr
@@ -164,9 +164,9 @@ func (s Stack) entry(j int, at spot, c Child, name string) (Ref, error) {
 }
 
 // link resolves a hard link of layer j to a file of a lower layer.
-func (s Stack) link(j int, c Child, name string) (Ref, error) {
+func (s Stack) link(j int, c Child) (Ref, error) {
 	if j == 0 {
-		return Ref{}, &EntryError{Name: name, Reason: fmt.Sprintf("target %q of the hard link is not there", c.Target)}
+		return Ref{}, s.merge()
 	}
 	low := s[:j]
 	dir, base := path.Split(c.Target)

@@ -1,30 +1,41 @@
 package unionfs
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
+
+// liveLayer is a layer to which words are added.
+type liveLayer interface {
+	Layer
+	add(word string)
+	finish()
+}
 
 // compareStack feeds layers word by word, in turns, and compares everything that
 // a Stack answers on the way with the tree of the finished layers.
 func compareStack(t testing.TB, specs []string) {
 	t.Helper()
-	layers := memLayers(specs...)
-	for _, l := range layers {
-		if l.(*memLayer).replaced {
-			return // an answer may be taken back; Builder.Replaced tells
-		}
+	specs = slices.Clone(specs)
+	for k, spec := range specs {
+		specs[k] = withoutReplaced(spec)
 	}
-	tree, err := mergeTree(t, layers)
-	if err != nil {
-		return
+	if tree, err := mergeTree(t, memLayers(specs...)); err == nil {
+		feedStack(t, specs, tree, func() liveLayer { return newMemLayer() })
 	}
+}
+
+// feedStack is compareStack with layers of any kind.
+func feedStack(t testing.TB, specs []string, tree *Tree, newLayer func() liveLayer) {
+	t.Helper()
+	links := strings.Contains(strings.Join(specs, ""), "=>")
 	for _, order := range []string{"top", "bottom", "turns"} {
-		live := make([]*memLayer, len(specs))
+		live := make([]liveLayer, len(specs))
 		words := make([][]string, len(specs))
 		stack := make(Stack, len(specs))
 		for k, spec := range specs {
-			live[k], words[k] = newMemLayer(), strings.Fields(spec)
+			live[k], words[k] = newLayer(), strings.Fields(spec)
 			stack[k] = live[k]
 		}
 		for left := len(specs); left > 0; {
@@ -33,18 +44,16 @@ func compareStack(t testing.TB, specs []string) {
 				if order == "top" {
 					k = len(specs) - 1 - i
 				}
-				for {
-					switch {
-					case live[k].done:
-					case len(words[k]) == 0:
-						live[k].finish()
-						left--
-					default:
+				for !live[k].Done() {
+					if len(words[k]) > 0 {
 						live[k].add(words[k][0])
 						words[k] = words[k][1:]
+					} else {
+						live[k].finish()
+						left--
 					}
-					stackAgrees(t, stack, tree, left == 0)
-					if live[k].done || order == "turns" {
+					stackAgrees(t, stack, tree, left == 0, links)
+					if order == "turns" {
 						break
 					}
 				}
@@ -53,10 +62,27 @@ func compareStack(t testing.TB, specs []string) {
 	}
 }
 
-// stackAgrees walks what stack shows and compares it with tree.
-func stackAgrees(t testing.TB, stack Stack, tree *Tree, done bool) {
+// withoutReplaced leaves out words that give a name another inode: what a Stack
+// said of it is taken back then, and Builder.Replaced tells.
+func withoutReplaced(spec string) string {
+	l, kept := newMemLayer(), ""
+	for _, w := range strings.Fields(spec) {
+		if l.add(w); l.replaced {
+			l = newMemLayer()
+			for _, w := range strings.Fields(kept) {
+				l.add(w)
+			}
+			continue
+		}
+		kept += w + " "
+	}
+	return kept
+}
+
+// stackAgrees walks what stack shows and compares it with tree. done says that
+// all layers are; hard, that some answers may be left to the merge even so.
+func stackAgrees(t testing.TB, stack Stack, tree *Tree, done, hard bool) {
 	t.Helper()
-	hard := false
 	for _, l := range stack[1:] {
 		hard = hard || l.HasImplicit()
 	}
