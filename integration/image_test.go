@@ -2,6 +2,8 @@ package integration
 
 import (
 	"bytes"
+	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -101,4 +103,40 @@ func TestMediaTypes(t *testing.T) {
 		t.Fatal(err)
 	}
 	reportDiffs(t, diffs)
+}
+
+// TestReadersTogether has several readers read all of an image at once on a fresh
+// mount: they wait for the same layers, chunks and bytes, and each sees all of it.
+func TestReadersTogether(t *testing.T) {
+	const readers = 6
+	for _, format := range []string{"gzip", "estargz", "zstdchunked"} {
+		t.Run(format, func(t *testing.T) {
+			want := oracle(t, "nginx")
+			r := startRegistry(t)
+			m := startMount(t)
+			root := m.path(r.push(t, "nginx", format))
+			results := make(chan error, readers)
+			for range readers {
+				go func() {
+					sums, err := checksums(root, want.snap)
+					if err == nil && !maps.Equal(sums, want.sums) {
+						err = errors.New("wrong contents")
+					}
+					results <- err
+				}()
+			}
+			for range readers {
+				if err := <-results; err != nil {
+					t.Error(err)
+				}
+			}
+			var total int64
+			for _, l := range images["nginx"] {
+				total += openCorpus(t).layer(t, l, format).Length
+			}
+			if n, sum, _ := r.traffic(); sum > total+total/10 {
+				t.Errorf("%d requests, %d bytes for layers of %d bytes, want each byte once", n, sum, total)
+			}
+		})
+	}
 }

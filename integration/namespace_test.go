@@ -1,7 +1,9 @@
 package integration
 
 import (
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -176,5 +178,38 @@ func TestRegistryDown(t *testing.T) {
 	})
 	if text := m.errors(); !strings.Contains(text, "app") {
 		t.Errorf(".imgfs/errors does not say why:\n%s", text)
+	}
+}
+
+// TestCredentials reads from a registry that asks for a password: docker's
+// config.json of the user who mounts has it, or it has not.
+func TestCredentials(t *testing.T) {
+	r := startSmall(t)
+	r.pushTar(t, "app/v1", []entry{file("f", "x")})
+	r.mu.Lock()
+	r.login = "someone:a secret"
+	r.mu.Unlock()
+	without := startMount(t)
+	if _, err := os.ReadFile(without.path(r.host, "app/v1/f")); !errors.Is(err, unix.EACCES) {
+		t.Errorf("without credentials: %v, want EACCES", err)
+	}
+	with := startMount(t)
+	with.stop()
+	config := fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, r.host, base64.StdEncoding.EncodeToString([]byte(r.login)))
+	if err := os.WriteFile(filepath.Join(filepath.Dir(with.dir), "home/config.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	with.start()
+	if data, err := os.ReadFile(with.path(r.host, "app/v1/f")); err != nil || string(data) != "x" {
+		t.Errorf("with credentials: %q, %v, want x", data, err)
+	}
+	for _, m := range []*mount{without, with} {
+		data, err := os.ReadFile(m.logs)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		if text := string(data) + m.errors(); strings.Contains(text, "a secret") || strings.Contains(text, base64.StdEncoding.EncodeToString([]byte(r.login))) {
+			t.Error("the log or .imgfs/errors shows a password")
+		}
 	}
 }

@@ -140,6 +140,7 @@ type registry struct {
 	requests []*request
 	stalls   map[string]*stall // by the end of a path
 	lies     map[string]lie    // by the end of a path
+	login    string            // "user:password"; empty: everybody may read
 }
 
 // A lie is what is answered instead of what the registry has.
@@ -185,7 +186,14 @@ func startProxy(t testing.TB, upstream string) *registry {
 		r.mu.Lock()
 		r.requests = append(r.requests, q)
 		said, ok := find(r.lies, q.path)
+		login := r.login
 		r.mu.Unlock()
+		if user, password, _ := req.BasicAuth(); login != "" && user+":"+password != login {
+			q.status = http.StatusUnauthorized
+			w.Header().Set("WWW-Authenticate", `Basic realm="a test"`)
+			http.Error(w, `{"errors":[{"code":"UNAUTHORIZED"}]}`, q.status)
+			return
+		}
 		if ok {
 			w.Header().Set("Content-Type", said.media)
 			http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(said.body))
