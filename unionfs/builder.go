@@ -65,10 +65,50 @@ type Builder struct {
 		nsec uint32
 		set  bool
 	}
-	changed chan struct{} // nil while nobody waits
-	err     error
-	done    bool
-	closed  bool
+	done   bool
+	closed bool
+
+	bell bell
+}
+
+// bell wakes who waits for a Builder. Its lock comes after the Builder's and is
+// not the Builder's, so that asking to be woken never waits for Write.
+type bell struct {
+	mu    sync.Mutex
+	ch    chan struct{} // nil while nobody waits
+	ended bool          // failed or closed: nobody need wait
+	err   error         // what the layer failed with
+}
+
+// ring wakes who waits.
+func (l *bell) ring() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wake()
+}
+
+func (l *bell) wake() {
+	if l.ch != nil {
+		close(l.ch)
+		l.ch = nil
+	}
+}
+
+// end rings for the last time, with an error or none. The first error stays.
+func (l *bell) end(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == nil {
+		l.err = err
+	}
+	l.ended = true
+	l.wake()
+}
+
+func (l *bell) failure() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
 }
 
 var _ Layer = (*Builder)(nil)
@@ -108,52 +148,35 @@ func (b *Builder) Close() error {
 		return nil
 	}
 	b.closed = true
-	b.notify()
+	b.bell.end(nil)
 	for _, a := range b.arrays() {
 		a.free()
 	}
 	return b.s.close()
 }
 
-// notify wakes who waits. The lock is held.
-func (b *Builder) notify() {
-	if b.changed != nil {
-		close(b.changed)
-		b.changed = nil
-	}
-}
-
 // Changed returns a channel that is closed when something is added, a content
 // is complete, or the layer is done, failed or closed.
 func (b *Builder) Changed() <-chan struct{} {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.changed == nil {
-		b.changed = make(chan struct{})
+	l := &b.bell
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ch == nil {
+		l.ch = make(chan struct{})
 	}
-	if c := b.changed; b.closed || b.err != nil {
-		b.notify()
-		return c
+	ch := l.ch
+	if l.ended {
+		l.wake()
 	}
-	return b.changed
+	return ch
 }
 
-// Fail ends the layer with an error: it will never be done. The first error stays.
-func (b *Builder) Fail(err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.err == nil {
-		b.err = err
-	}
-	b.notify()
-}
+// Fail ends the layer with an error: it will never be done. The first error
+// stays. What was added can still be asked for.
+func (b *Builder) Fail(err error) { b.bell.end(err) }
 
 // Err is the error that the layer failed with, or nil.
-func (b *Builder) Err() error {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	return b.err
-}
+func (b *Builder) Err() error { return b.bell.failure() }
 
 // Complete says that no entry will come any more: what the Builder answers is
 // final, link counts and the times of implicit directories (the earliest of the
@@ -161,11 +184,7 @@ func (b *Builder) Err() error {
 func (b *Builder) Complete() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.complete()
-}
-
-func (b *Builder) complete() {
-	if b.done || b.closed || b.err != nil {
+	if b.done || b.writable() != nil {
 		return
 	}
 	for i := range b.dirs.count(dirSize) {
@@ -175,7 +194,7 @@ func (b *Builder) complete() {
 		}
 	}
 	b.done = true
-	b.notify()
+	b.bell.ring()
 }
 
 // Done reports whether Complete was called.

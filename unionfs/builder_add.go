@@ -39,7 +39,7 @@ func (b *Builder) Add(e *Entry) (ID, error) {
 	if b.done {
 		return NoID, &EntryError{Name: e.Name, Reason: "the layer is complete"}
 	}
-	defer b.notify()
+	defer b.bell.ring()
 	id, err := b.add(a)
 	if err == nil && id != NoID && e.Content != nil && a.typ == typeReg {
 		_, _, err = b.setContent(id, *e.Content)
@@ -55,7 +55,7 @@ func (b *Builder) writable() error {
 	if b.closed {
 		return errClosed
 	}
-	return b.err
+	return b.bell.failure()
 }
 
 // refusal is the reason of an EntryError to be.
@@ -121,7 +121,7 @@ type position struct {
 // are made, when create is set, as implicit ones.
 func (b *Builder) walk(p string, create bool) (position, error) {
 	var at position
-	for hops := 0; p != ""; {
+	for hops, followed := 0, 0; p != ""; {
 		var c string
 		c, p = splitPath(p)
 		switch c {
@@ -157,11 +157,12 @@ func (b *Builder) walk(p string, create bool) (position, error) {
 			at.dir = child.ID.Index()
 		default:
 			target := b.linkOnTheWay(child)
-			if hops++; hops > MaxHops {
-				return at, refusal("too many symbolic links on the way")
-			}
-			if target == "" || len(target)+len(p) > 2*MaxPath {
+			if target == "" {
 				return at, refusal("a parent is no directory")
+			}
+			hops, followed = hops+1, followed+len(target)
+			if hops > MaxHops || followed > maxFollowed {
+				return at, refusal("too many symbolic links on the way")
 			}
 			if target[0] == '/' {
 				at = position{}

@@ -44,7 +44,7 @@ func (b *Builder) SetContent(id ID, c Content) (packOff int64, dup bool, err err
 	if err := b.writable(); err != nil || id == NoID {
 		return 0, false, err
 	}
-	defer b.notify()
+	defer b.bell.ring()
 	packOff, dup, err = b.setContent(id, c)
 	return packOff, dup, entryError(id, err)
 }

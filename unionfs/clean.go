@@ -14,6 +14,7 @@ const (
 	MaxDepth      = 1024           // directories above an entry
 	MaxTarget     = 4095           // bytes of a symbolic link's target: PATH_MAX less its NUL
 	MaxHops       = 40             // symbolic links followed in one path, as Linux does
+	maxFollowed   = 2 * MaxPath    // bytes of their targets, so that one entry's way is not 40 paths long
 	MaxNameHeap   = 1 << 30        // bytes of all names and link targets
 	MaxXattrValue = 1 << 16        // bytes of one attribute's value: XATTR_SIZE_MAX
 	MaxXattrs     = 128            // attributes of one inode
