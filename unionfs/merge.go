@@ -11,9 +11,9 @@ import (
 const (
 	maxLayers       = 1 << 12 // a Ref's ordinal is stored in 16 bits; engines stop at 127
 	maxMergeDepth   = 1 << 12 // nested directories; a path of 4,096 bytes has at most 2,048
-	maxContributors = 1 << 23 // (layer, directory) pairs in merged directories, 16 bytes each in memory
+	maxContributors = 1 << 21 // (layer, directory) pairs in merged directories; some 250 bytes of memory each
 	maxCrossLinks   = 1 << 20 // hard links to files of lower layers
-	maxMergeWork    = 1 << 29 // lookups in layers
+	maxMergeWork    = 1 << 27 // lookups in layers, about a quarter of a microsecond each
 )
 
 // source is what a merge asks of a layer's index.

@@ -107,6 +107,24 @@ func TestMergeDeep(t *testing.T) {
 	}
 }
 
+// TestMergeLongNames: the names of a directory that are more than maxNameBuffer.
+func TestMergeLongNames(t *testing.T) {
+	var b strings.Builder
+	const n = 2*maxNameBuffer/250 + 1
+	for i := range n {
+		fmt.Fprintf(&b, "d/%0*d ", 250, i)
+	}
+	tree, err := mergeTree(t, memLayers("d/ d/x", "d/ "+b.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := 0
+	walkTree(t, tree, func(string, Ref) { got++ })
+	if got != n+2 {
+		t.Errorf("%d entries, want %d", got, n+2)
+	}
+}
+
 func BenchmarkMerge(b *testing.B) {
 	for _, bb := range []struct {
 		name         string

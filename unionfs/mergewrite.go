@@ -289,6 +289,9 @@ func (m *merger) eachChild(d *mergeDir, fn func(name string, ref Ref)) error {
 		}
 	}
 	for len(open) > 0 {
+		if err := m.spend(1 + len(open)/16); err != nil { // a comparison is cheaper than a lookup
+			return err
+		}
 		name := open[0].name
 		for _, c := range open[1:] {
 			name = min(name, c.name)

@@ -295,6 +295,37 @@ func TestTreeLies(t *testing.T) {
 	}
 }
 
+// TestMergeFile goes by the exported names.
+func TestMergeFile(t *testing.T) {
+	var layers []*Index
+	for _, l := range realLayers(t, treeSpecs...) {
+		layers = append(layers, l.(*Index))
+	}
+	name := filepath.Join(t.TempDir(), "tree")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := Merge(f, layers); err != nil {
+		t.Fatal(err)
+	}
+	tree, err := OpenTree(name, layers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	before := show(t, tree)
+	tree.ForgetPages()
+	if after := show(t, tree); after != before {
+		t.Errorf("after ForgetPages: %s, before: %s", after, before)
+	}
+	const want = "a/:1 a/b/:1 a/b/y:0 a/b/z:1 a/l:0 bin:0 d/:0 d/e/:0 d/e/f:0 link:0 loop:1 n/:2 n/o/:2 n/o/p:0 up:1 usr/:2 usr/bin/:2 usr/bin/cat:2 usr/bin/ls:1 usr/bin/sh:0"
+	if before != want {
+		t.Errorf("tree:\n got %s\nwant %s", before, want)
+	}
+}
+
 func TestTreeOfOtherLayers(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "tree")
 	f, err := os.Create(name)
