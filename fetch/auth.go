@@ -52,10 +52,34 @@ type credentials struct {
 	mu         sync.Mutex // guards what follows
 	tokens     map[tokenKey]*token
 	challenges map[string]challenge // by host: what it asked for last
+	closed     bool
+	flights    sync.WaitGroup     // flights that have begun
+	life       context.Context    // of all flights: they outlive the caller who began them, not the Client
+	stop       context.CancelFunc // ends it
 }
 
 func (a *credentials) init() {
 	a.tokens, a.challenges = map[tokenKey]*token{}, map[string]challenge{}
+	a.life, a.stop = context.WithCancel(context.Background())
+}
+
+// close ends the flights and waits for them.
+func (a *credentials) close() {
+	a.mu.Lock()
+	a.closed = true
+	a.mu.Unlock()
+	a.stop()
+	a.flights.Wait()
+}
+
+// begin counts a flight, unless the Client is closed.
+func (a *credentials) begin() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.closed {
+		a.flights.Add(1)
+	}
+	return !a.closed
 }
 
 func (a *credentials) find(k tokenKey) (t *token, ch challenge, asked bool) {
@@ -128,16 +152,10 @@ func (c *Client) renew(ctx context.Context, ep *endpoint, cl *call, ch challenge
 		ch.params["scope"] = cl.scope
 	}
 	res := c.auth.flight.DoChan(key.host+" "+key.scope+" "+key.user, func() (any, error) {
-		if t, _, _ := c.auth.find(key); t != used && t.valid(time.Now()) {
-			return t, nil
-		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(tokenTimeout, c.o.Timeout))
-		defer cancel()
-		t, err := c.token(ctx, ep, cl, ch)
+		t, err := c.fly(context.WithoutCancel(ctx), ep, cl, ch, used)
 		if err != nil {
 			return nil, err
 		}
-		c.auth.keep(key, t)
 		return t, nil
 	})
 	select {
@@ -151,16 +169,34 @@ func (c *Client) renew(ctx context.Context, ep *endpoint, cl *call, ch challenge
 	}
 }
 
+// fly is one flight of renew. It may come right after another, whose token is
+// then as good as new.
+func (c *Client) fly(ctx context.Context, ep *endpoint, cl *call, ch challenge, used *token) (t *token, err *Error) {
+	key := keyOf(ep, cl)
+	if t, _, _ := c.auth.find(key); t != used && t.valid(time.Now()) {
+		return t, nil
+	}
+	if !c.auth.begin() {
+		return nil, fail(ErrUnavailable, "the client is closed")
+	}
+	defer c.auth.flights.Done()
+	defer func() {
+		if r := recover(); r != nil { // a keychain's or a helper's; its words may be secret
+			t, err = nil, fail(iofs.ErrPermission, "reading the credentials for %s: panic", ep.host)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, min(tokenTimeout, c.o.Timeout))
+	defer cancel()
+	defer context.AfterFunc(c.auth.life, cancel)()
+	if t, err = c.token(ctx, ep, cl, ch); err == nil {
+		c.auth.keep(key, t)
+	}
+	return t, err
+}
+
 // token asks the keychain, and the token server if the challenge names one.
 func (c *Client) token(ctx context.Context, ep *endpoint, cl *call, ch challenge) (*token, *Error) {
-	var conf authn.AuthConfig
-	auth, err := authn.Resolve(ctx, c.o.Keychain, ep.resource(cl.repo))
-	if err == nil {
-		var a *authn.AuthConfig
-		if a, err = authn.Authorization(ctx, auth); err == nil && a != nil {
-			conf = *a
-		}
-	}
+	conf, err := c.login(ctx, ep.resource(cl.repo))
 	if err != nil {
 		text, _, _ := strings.Cut(err.Error(), "out:") // what a helper printed may be the secret
 		return nil, fail(iofs.ErrPermission, "reading the credentials for %s: %s", ep.host, text)
@@ -180,6 +216,22 @@ func (c *Client) token(ctx context.Context, ep *endpoint, cl *call, ch challenge
 		return nil, fail(ErrUnavailable, "the credentials for %s are no header's value", ep.host)
 	}
 	return t, nil
+}
+
+// login asks the keychain.
+func (c *Client) login(ctx context.Context, what authn.Resource) (authn.AuthConfig, error) {
+	if what.RegistryStr() == "" {
+		return authn.AuthConfig{}, nil // a mirror under a name that no registry can have
+	}
+	auth, err := authn.Resolve(ctx, c.o.Keychain, what)
+	if err != nil {
+		return authn.AuthConfig{}, err
+	}
+	conf, err := authn.Authorization(ctx, auth)
+	if err != nil || conf == nil {
+		return authn.AuthConfig{}, err
+	}
+	return *conf, nil
 }
 
 // askToken gets t from the server that the challenge names

@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"context"
 	"errors"
 	iofs "io/fs"
 	"net/http"
@@ -358,4 +359,51 @@ func TestAllowDeny(t *testing.T) {
 	if _, err := New(Options{Deny: []string{"[a"}}); err == nil {
 		t.Error("a malformed glob is taken")
 	}
+}
+
+// Close ends a request for a token that nobody answers.
+func TestCloseEndsFlights(t *testing.T) {
+	bubble(t, registrytest.Options{Auth: registrytest.Bearer}, func(t *testing.T, s *registrytest.Server, c *Client) {
+		s.Add(&registrytest.Fault{Path: "/token", Hang: true})
+		errs := make(chan error)
+		go func() {
+			_, err := c.Resolve(t.Context(), s.Ref(t, "a:b"), v1.Platform{})
+			errs <- err
+		}()
+		time.Sleep(time.Second)
+		start := time.Now()
+		c.Close()
+		if d := time.Since(start); d != 0 {
+			t.Errorf("Close took %v", d)
+		}
+		if err := <-errs; err == nil {
+			t.Error("Resolve answers without a token")
+		}
+	})
+}
+
+// One caller that goes away takes the token from nobody.
+func TestTokenFlightIsDetached(t *testing.T) {
+	bubble(t, registrytest.Options{Auth: registrytest.Bearer}, func(t *testing.T, s *registrytest.Server, c *Client) {
+		ref := s.Push(t, "a/b:v1", image(t, 1))
+		s.Add(&registrytest.Fault{Path: "/token", Delay: 5 * time.Second})
+		ctx, cancel := context.WithCancel(t.Context())
+		errs := make(chan error, 2)
+		go func() {
+			_, err := c.Resolve(ctx, ref, v1.Platform{})
+			errs <- err
+		}()
+		time.Sleep(time.Second)
+		go func() {
+			_, err := c.Resolve(t.Context(), ref, v1.Platform{})
+			errs <- err
+		}()
+		time.Sleep(time.Second)
+		cancel()
+		wantKind(t, <-errs, "canceled")
+		wantKind(t, <-errs, "")
+		if n := s.Requests("/token"); n != 1 {
+			t.Errorf("%d token requests, want 1", n)
+		}
+	})
 }

@@ -98,8 +98,10 @@ func newClient(o Options, dial func(ctx context.Context, network, addr string) (
 	return c, nil
 }
 
-// Close drops idle connections. Requests under way go on.
+// Close ends requests for tokens and drops idle connections. Other requests
+// under way end with their contexts.
 func (c *Client) Close() {
+	c.auth.close()
 	c.plain.CloseIdleConnections()
 	c.insecure.CloseIdleConnections()
 	c.mu.Lock()

@@ -74,6 +74,11 @@ func (e *Error) Is(target error) bool {
 // the registry's load or the connection, not its answer.
 func (e *Error) Retry() bool { return e.retry }
 
+// silent reports whether the host could not be spoken to.
+func (e *Error) silent() bool {
+	return e.Status == 0 && (errors.Is(e.Err, ErrUnreachable) || errors.Is(e.Err, ErrUnavailable))
+}
+
 // errSilent is the cause with which an attempt is cancelled that brought
 // nothing for too long.
 var errSilent = errors.New("no answer")

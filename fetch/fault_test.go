@@ -312,3 +312,56 @@ func TestPauseIsShared(t *testing.T) {
 		}
 	})
 }
+
+func FuzzContentRange(f *testing.F) {
+	for _, s := range []string{"bytes 0-1/2", "bytes 5-9/*", "bytes */5", "bytes 9-5/10", "bytes 0-9223372036854775807/9223372036854775808"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		first, last, total, ok := parseContentRange(s)
+		if ok && (first < 0 || last < first || last-first+1 <= 0 || total >= 0 && last >= total || total < -1) {
+			t.Fatalf("parseContentRange(%q) = %d, %d, %d", s, first, last, total)
+		}
+	})
+}
+
+// Ranges that are not within the blob make no request.
+func TestRangeBounds(t *testing.T) {
+	s := registrytest.New(t, registrytest.Options{})
+	c := client(t, s, Options{})
+	b := blob(t, s, c, noise(100))
+	for _, r := range [][2]int64{{-1, 1}, {0, 101}, {101, 0}, {1, 100}, {50, -1}, {1 << 62, 1 << 62}} {
+		_, err := wholeRange(t, b, r[0], r[1])
+		wantKind(t, err, "invalid")
+	}
+	for _, off := range []int64{0, 100} {
+		if got, err := wholeRange(t, b, off, 0); len(got) != 0 || err != nil {
+			t.Errorf("Range(%d, 0) = %d bytes, %v", off, len(got), err)
+		}
+	}
+	if n := len(s.Log()); n != 0 {
+		t.Errorf("%d requests, want 0", n)
+	}
+}
+
+// A stream that breaks where there are no ranges begins again, and skips.
+func TestStreamWithoutRanges(t *testing.T) {
+	bubble(t, registrytest.Options{}, func(t *testing.T, s *registrytest.Server, c *Client) {
+		data := noise(20000)
+		b := blob(t, s, c, data)
+		s.Add(&registrytest.Fault{Path: "/blobs/", NoRange: true, Cut: 7000, Times: 1},
+			&registrytest.Fault{Path: "/blobs/", NoRange: true})
+		r, err := b.Stream(t.Context(), Soon, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, got, data, 0, 20000)
+		if n := s.Requests("/blobs/"); n != 2 || !b.NoRanges() {
+			t.Errorf("%d requests, NoRanges %v; want 2, true", n, b.NoRanges())
+		}
+	})
+}

@@ -336,3 +336,34 @@ func TestConnectionReuse(t *testing.T) {
 		}
 	}
 }
+
+// Docker Hub's API has another name than Docker Hub, and its credentials.
+func TestHubEndpoint(t *testing.T) {
+	c := dialing(t, Options{CertsDir: certsDir(t, map[string]string{"docker.io": "[host.\"https://mirror.example/v2/hub\"]\n"})})
+	r := ref(t, "ubuntu:18.04")
+	eps, err := c.endpoints(r.Context().Registry)
+	if err != nil || len(eps) != 2 {
+		t.Fatalf("%d endpoints, %v", len(eps), err)
+	}
+	cl := &call{repo: r.Context().RepositoryStr(), path: "manifests/18.04"}
+	for i, want := range []struct{ url, user string }{
+		{"https://mirror.example/v2/hub/v2/library/ubuntu/manifests/18.04?ns=docker.io", "mirror.example"},
+		{"https://registry-1.docker.io/v2/library/ubuntu/manifests/18.04", "index.docker.io"},
+	} {
+		if u, user := eps[i].url(cl).String(), eps[i].resource(cl.repo).RegistryStr(); u != want.url || user != want.user {
+			t.Errorf("endpoint %d: %s for %s, want %s for %s", i, u, user, want.url, want.user)
+		}
+	}
+}
+
+// Names that would lead out of certs.d are no hosts.
+func TestHostNames(t *testing.T) {
+	for host, want := range map[string]bool{
+		"docker.io": true, "localhost:5000": true, "[::1]:5000": true, "a_b.example": true,
+		"..": false, ".": false, "": false, "_default": false, "a/b": false, "..:5": true, "a\x00b": false, ":5000": true,
+	} {
+		if got := hostOK(host); got != want {
+			t.Errorf("hostOK(%q) = %v, want %v", host, got, want)
+		}
+	}
+}

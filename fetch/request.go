@@ -62,8 +62,8 @@ func (c *Client) run(ctx context.Context, reg name.Registry, cl *call, use func(
 	last := fail(ErrUnreachable, "no host may be asked for this")
 	for i, ep := range eps {
 		final := i == len(eps)-1
-		if ep.alt && last.Status != 0 {
-			continue // it was spoken to
+		if ep.alt && i > 0 && !last.silent() {
+			continue // the host was spoken to
 		}
 		now := time.Now().UnixNano()
 		if !final && (ep.state.down.Load() > now || ep.state.paused.Load() > now) {
@@ -121,7 +121,7 @@ func (c *Client) persist(ctx context.Context, ep *endpoint, cl *call, final bool
 			return done(ctx)
 		}
 		if !err.retry || n+1 >= attempts || !final && err.Status == http.StatusTooManyRequests {
-			if !final && err.Status == 0 && err.next {
+			if !final && err.silent() {
 				ep.state.down.Store(time.Now().Add(mirrorRest).UnixNano())
 			}
 			return err
