@@ -29,6 +29,8 @@ func (w waiting) Error() string { return fmt.Sprintf("unionfs: layer %d has not 
 // That happens only if a layer but the lowest has implicit directories, and for
 // hard links to what the layers below do not have.
 //
+// Take the layer's Changed channel before asking, so that no change is missed.
+//
 // The topmost layer decides: what it has at the name is the answer at once, even
 // if the layer is not done, once all layers above it are done and say nothing of
 // the name. That something is hidden or absent is known when the layers concerned
