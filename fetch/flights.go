@@ -80,7 +80,12 @@ func (r *Reader) want(id unionfs.ID, ci *unionfs.ContentInfo, need []wanted) err
 	for i := range need {
 		w := &need[i]
 		if w.f, w.own = r.register(w.n); w.own {
-			fresh = append(fresh, jobChunk{n: w.n, c: w.c, size: w.size, packOff: w.packOff, f: w.f})
+			c := jobChunk{n: w.n, c: w.c, size: w.size, packOff: w.packOff, f: w.f}
+			if w.n == ci.FirstChunk+ci.NChunks-1 {
+				whole := *ci
+				c.last = &whole
+			}
+			fresh = append(fresh, c)
 		}
 	}
 	if len(fresh) == 0 {

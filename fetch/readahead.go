@@ -110,7 +110,8 @@ func (w *walk) add(out *[]jobChunk, ci *unionfs.ContentInfo, n uint32) (more boo
 	}
 	j := jobChunk{n: n, c: c, size: size, packOff: ci.PackOff + c.Off, f: f}
 	if n == ci.FirstChunk+ci.NChunks-1 {
-		j.last = ci
+		whole := *ci
+		j.last = &whole
 	}
 	*out = append(*out, j)
 	return true

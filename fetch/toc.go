@@ -345,8 +345,10 @@ func (s *tocSink) flush() error {
 		if f.open > 0 {
 			break
 		}
-		if _, _, err := s.b.SetContent(f.id, f.content); err != nil {
-			return err
+		if f.id != unionfs.NoID { // a whiteout has no content
+			if _, _, err := s.b.SetContent(f.id, f.content); err != nil {
+				return err
+			}
 		}
 		s.held -= len(f.content.Chunks)
 		n++
