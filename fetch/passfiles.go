@@ -159,6 +159,7 @@ func (p *Pass) large(ctx context.Context, f *passFile) error {
 	}
 	whole := sha256.New()
 	var content unionfs.Content
+	f.at.end = f.at.start + 1 // of a sparse file, until it is known: no chunk of it is a hole by chance
 	for pos := int64(0); pos < f.size; pos += plainChunk {
 		n := min(plainChunk, f.size-pos)
 		buf, err := p.chunk(ctx, f, off+pos, n)
