@@ -133,7 +133,7 @@ func llink(typ byte, name, target string) layerFile {
 }
 
 // noise is n bytes that do not compress, the same for the same seed.
-func noise(seed uint64, n int) []byte {
+func layerNoise(seed uint64, n int) []byte {
 	b := make([]byte, n)
 	r := rand.New(rand.NewPCG(seed, 1))
 	for i := 0; i+8 <= n; i += 8 {
@@ -143,7 +143,7 @@ func noise(seed uint64, n int) []byte {
 }
 
 // text is n bytes that compress.
-func text(seed, n int) []byte {
+func layerText(seed, n int) []byte {
 	b := make([]byte, 0, n+32)
 	for i := 0; len(b) < n; i++ {
 		b = fmt.Appendf(b, "line %d of text %d\n", i, seed)
@@ -152,24 +152,24 @@ func text(seed, n int) []byte {
 }
 
 // corpus has every kind of entry that all formats can carry.
-func corpus() []layerFile {
+func layerCorpus() []layerFile {
 	dev := layerFile{Header: tar.Header{Name: "dev/null", Typeflag: tar.TypeChar, Mode: 0o666, Devmajor: 1, Devminor: 3, ModTime: layerTime}}
 	fifo := layerFile{Header: tar.Header{Name: "dev/fifo", Typeflag: tar.TypeFifo, Mode: 0o600, ModTime: layerTime}}
-	attr := lfile("bin/ping", text(4, 3000))
+	attr := lfile("bin/ping", layerText(4, 3000))
 	attr.Mode, attr.Uid, attr.Gid = 0o4755, 10, 20
 	attr.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x20"}
-	big := noise(5, 9<<20+123)
+	big := layerNoise(5, 9<<20+123)
 	all := []layerFile{
-		ldir("etc/"), lfile("etc/os-release", text(1, 400)), lfile("etc/passwd", text(2, 1200)), lfile("etc/empty", nil),
+		ldir("etc/"), lfile("etc/os-release", layerText(1, 400)), lfile("etc/passwd", layerText(2, 1200)), lfile("etc/empty", nil),
 		ldir("bin/"), attr, llink(tar.TypeSymlink, "bin/sh", "ping"), llink(tar.TypeLink, "bin/pong", "bin/ping"),
 		ldir("dev/"), dev, fifo,
-		lfile("lib/implicit/big", big), lfile("lib/same", text(1, 400)), lfile("lib/zeros", make([]byte, 5<<20)),
-		lfile("lib/text", text(7, 6<<20)), lfile("etc/.wh.gone", nil), lfile("lib/.wh..wh..opq", nil),
+		lfile("lib/implicit/big", big), lfile("lib/same", layerText(1, 400)), lfile("lib/zeros", make([]byte, 5<<20)),
+		lfile("lib/text", layerText(7, 6<<20)), lfile("etc/.wh.gone", nil), lfile("lib/.wh..wh..opq", nil),
 	}
 	for i := range 60 {
-		all = append(all, lfile(fmt.Sprintf("share/doc/%03d", i), text(100+i, 500+i*37)))
+		all = append(all, lfile(fmt.Sprintf("share/doc/%03d", i), layerText(100+i, 500+i*37)))
 	}
-	return append(all, lfile("last", noise(9, 100)))
+	return append(all, lfile("last", layerNoise(9, 100)))
 }
 
 func tarOf(tb testing.TB, files []layerFile) []byte {
@@ -211,7 +211,7 @@ func skippable(data []byte) []byte {
 	return append(b, data...)
 }
 
-func sha(data []byte) v1.Hash {
+func shaOf(data []byte) v1.Hash {
 	sum := sha256.Sum256(data)
 	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}
 }
@@ -220,7 +220,7 @@ func sha(data []byte) v1.Hash {
 func layerOf(blob []byte, ann map[string]string) Layer {
 	return Layer{
 		Blob: &memBlob{data: blob},
-		Desc: v1.Descriptor{Digest: sha(blob), Size: int64(len(blob)), Annotations: ann},
+		Desc: v1.Descriptor{Digest: shaOf(blob), Size: int64(len(blob)), Annotations: ann},
 	}
 }
 
@@ -277,7 +277,7 @@ func zstdChunkedOf(tb testing.TB, files []layerFile, chunk int, edit func([]zstd
 		if f.Typeflag != tar.TypeReg {
 			continue
 		}
-		e["digest"] = sha(f.body).String()
+		e["digest"] = shaOf(f.body).String()
 		if len(f.body) == 0 {
 			continue
 		}
@@ -292,7 +292,7 @@ func zstdChunkedOf(tb testing.TB, files []layerFile, chunk int, edit func([]zstd
 			}
 			c["offset"] = off
 			if len(f.body) > chunk {
-				c["chunkSize"], c["chunkDigest"] = len(piece), sha(piece).String()
+				c["chunkSize"], c["chunkDigest"] = len(piece), shaOf(piece).String()
 				if allZero(piece) {
 					c["chunkType"] = "zeros"
 				}
@@ -311,7 +311,7 @@ func zstdChunkedOf(tb testing.TB, files []layerFile, chunk int, edit func([]zstd
 		tb.Fatal(err)
 	}
 	l := zstdChunkedLayer(blob.Bytes(), doc)
-	l.DiffID = sha(all.Bytes())
+	l.DiffID = shaOf(all.Bytes())
 	return l
 }
 
@@ -323,6 +323,6 @@ func zstdChunkedLayer(frames, doc []byte) Layer {
 	blob = append(blob, skippable([]byte("footer"))...)
 	return layerOf(blob, map[string]string{
 		zstdPosition: fmt.Sprintf("%d:%d:%d:1", pos, len(table), len(doc)),
-		zstdChecksum: sha(table).String(),
+		zstdChecksum: shaOf(table).String(),
 	})
 }

@@ -223,7 +223,7 @@ var formatOf = map[string]Format{
 }
 
 func TestFormatsAgree(t *testing.T) {
-	files := corpus()
+	files := layerCorpus()
 	layers := allFormats(t, files)
 	want := load(t, layers["tar"], newCache(t, 1<<30), ReaderOptions{}).dump(t)
 	if n := len(want); n < 80 {
@@ -250,7 +250,7 @@ func TestFormatsAgree(t *testing.T) {
 }
 
 func TestRandomRanges(t *testing.T) {
-	files := corpus()
+	files := layerCorpus()
 	for name, l := range allFormats(t, files) {
 		t.Run(name, func(t *testing.T) {
 			// A cache that keeps nearly nothing, so that everything is fetched again.
@@ -278,7 +278,7 @@ func TestRandomRanges(t *testing.T) {
 }
 
 func TestIndexCounts(t *testing.T) {
-	files := corpus()
+	files := layerCorpus()
 	l := estargzOf(t, tarOf(t, files))
 	ld := load(t, l, newCache(t, 1<<30), ReaderOptions{})
 	req, n := ld.blob.counts()
@@ -294,14 +294,14 @@ func TestIndexCounts(t *testing.T) {
 
 	many := []layerFile{}
 	for i := range 20_000 {
-		many = append(many, lfile(fmt.Sprintf("d%02d/f%05d", i%50, i), noise(uint64(i), 8+i%16)))
+		many = append(many, lfile(fmt.Sprintf("d%02d/f%05d", i%50, i), layerNoise(uint64(i), 8+i%16)))
 	}
 	l = estargzOf(t, tarOf(t, many))
 	ld = load(t, l, newCache(t, 1<<30), ReaderOptions{})
 	if req, _ := ld.blob.counts(); req != 2 {
 		t.Errorf("a large eStargz table: %d requests, want 2", req)
 	}
-	zl := zstdChunkedOf(t, corpus(), 64<<10, nil)
+	zl := zstdChunkedOf(t, layerCorpus(), 64<<10, nil)
 	ld = load(t, zl, newCache(t, 1<<30), ReaderOptions{})
 	if req, n := ld.blob.counts(); req != 1 || n > 64<<10 {
 		t.Errorf("zstd:chunked index: %d requests, %d bytes, want 1", req, n)
@@ -309,8 +309,8 @@ func TestIndexCounts(t *testing.T) {
 }
 
 func TestMiddleOfLargeFile(t *testing.T) {
-	body := noise(1, 40<<20)
-	files := []layerFile{lfile("a", text(1, 1000)), lfile("big", body), lfile("z", text(2, 1000))}
+	body := layerNoise(1, 40<<20)
+	files := []layerFile{lfile("a", layerText(1, 1000)), lfile("big", body), lfile("z", layerText(2, 1000))}
 	raw := tarOf(t, files)
 	for name, l := range map[string]Layer{
 		"estargz": estargzOf(t, raw), "zstdchunked": zstdChunkedOf(t, files, 1<<20, nil),
@@ -336,7 +336,7 @@ func TestMiddleOfLargeFile(t *testing.T) {
 }
 
 func TestReplay(t *testing.T) {
-	files := corpus()
+	files := layerCorpus()
 	c := newCache(t, 1<<30)
 	l := layerOf(gzipOf(tarOf(t, files)), nil)
 	ld := load(t, l, c, ReaderOptions{})
@@ -370,7 +370,7 @@ func TestReplay(t *testing.T) {
 }
 
 func TestNoRanges(t *testing.T) {
-	files := corpus()
+	files := layerCorpus()
 	l := estargzOf(t, tarOf(t, files))
 	ld := load(t, l, newCache(t, 1<<30), ReaderOptions{})
 	ld.blob.noRanges = true
@@ -387,7 +387,7 @@ func TestNoRanges(t *testing.T) {
 // TestReaderDamage has the registry give wrong bytes: once they are asked for
 // again, for ever they are an error, and they are never kept.
 func TestReaderDamage(t *testing.T) {
-	files := corpus()
+	files := layerCorpus()
 	body := files[1].body
 	for _, forEver := range []bool{false, true} {
 		l := estargzOf(t, tarOf(t, files))
@@ -423,7 +423,7 @@ func TestReaderDamage(t *testing.T) {
 }
 
 func TestReaderClose(t *testing.T) {
-	l := estargzOf(t, tarOf(t, corpus()))
+	l := estargzOf(t, tarOf(t, layerCorpus()))
 	ld := load(t, l, newCache(t, 1<<30), ReaderOptions{})
 	id := ld.find(t, "etc/os-release")
 	ld.blob.mu.Lock()

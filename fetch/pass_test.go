@@ -67,10 +67,10 @@ func (p *passing) lookup(tb testing.TB, path string) unionfs.ID {
 }
 
 func TestPassIsProgressive(t *testing.T) {
-	big := noise(3, 8<<20)
+	big := layerNoise(3, 8<<20)
 	files := []layerFile{
-		ldir("etc/"), lfile("etc/os-release", text(1, 300)), lfile("etc/early", text(2, 5000)),
-		lfile("big", big), lfile("late", text(3, 70000)),
+		ldir("etc/"), lfile("etc/os-release", layerText(1, 300)), lfile("etc/early", layerText(2, 5000)),
+		lfile("big", big), lfile("late", layerText(3, 70000)),
 	}
 	raw := tarOf(t, files)
 	for name, blob := range map[string][]byte{"gzip": gzipOf(raw), "zstd": zstdOf(raw), "tar": raw} {
@@ -127,7 +127,7 @@ func TestPassIsProgressive(t *testing.T) {
 
 // TestPassReaders reads everything by many goroutines while it passes.
 func TestPassReaders(t *testing.T) {
-	files := corpus()
+	files := layerCorpus()
 	files = append(files, lfile("dup", files[11].body), lfile("dup-text", files[14].body))
 	c := newCache(t, 1<<30)
 	l := layerOf(gzipOf(tarOf(t, files)), nil)
@@ -159,10 +159,10 @@ func TestPassReaders(t *testing.T) {
 // TestPassShares reads a content once, whichever layer has it.
 func TestPassShares(t *testing.T) {
 	c := newCache(t, 1<<30)
-	big := noise(8, 3<<20)
-	one := load(t, layerOf(gzipOf(tarOf(t, []layerFile{lfile("a", text(1, 9000)), lfile("b", big)})), nil), c, ReaderOptions{})
+	big := layerNoise(8, 3<<20)
+	one := load(t, layerOf(gzipOf(tarOf(t, []layerFile{lfile("a", layerText(1, 9000)), lfile("b", big)})), nil), c, ReaderOptions{})
 	before := one.pack.Stored()
-	two := load(t, layerOf(zstdOf(tarOf(t, []layerFile{lfile("x", big), lfile("y", text(1, 9000)), lfile("z", text(2, 100))})), nil), c, ReaderOptions{})
+	two := load(t, layerOf(zstdOf(tarOf(t, []layerFile{lfile("x", big), lfile("y", layerText(1, 9000)), lfile("z", layerText(2, 100))})), nil), c, ReaderOptions{})
 	if n := two.pack.Stored(); n >= 1<<20 {
 		t.Errorf("the second layer keeps %d bytes, the first %d", n, before)
 	}
@@ -176,7 +176,7 @@ func TestPassShares(t *testing.T) {
 }
 
 func TestPassFails(t *testing.T) {
-	raw := tarOf(t, corpus())
+	raw := tarOf(t, layerCorpus())
 	gz := gzipOf(raw)
 	flip := func(b []byte, at int) []byte {
 		b = bytes.Clone(b)
@@ -189,7 +189,7 @@ func TestPassFails(t *testing.T) {
 		return l
 	}
 	withDiff := layerOf(gz, nil)
-	withDiff.DiffID = sha([]byte("another"))
+	withDiff.DiffID = shaOf([]byte("another"))
 	short := layerOf(gz, nil)
 	short.Blob = &shortBlob{memBlob{data: gz[:len(gz)-100]}, int64(len(gz))}
 	oldDigest := layerOf(raw, nil)
@@ -209,8 +209,8 @@ func TestPassFails(t *testing.T) {
 		{"garbage after zstd", layerOf(append(zstdOf(raw), "garbage"...), nil), ErrNotImage},
 		{"truncated zstd", layerOf(zstdOf(raw)[:5000], nil), ErrNotImage},
 		{"truncated tar", layerOf(raw[:5000], nil), ErrNotImage},
-		{"garbage", layerOf(noise(1, 5000), nil), ErrNotImage},
-		{"gzip of garbage", layerOf(gzipOf(noise(1, 5000)), nil), ErrNotImage},
+		{"garbage", layerOf(layerNoise(1, 5000), nil), ErrNotImage},
+		{"gzip of garbage", layerOf(gzipOf(layerNoise(1, 5000)), nil), ErrNotImage},
 		{"name with ..", layerOf(gzipOf(tarOf(t, []layerFile{lfile("../x", nil)})), nil), iofs.ErrInvalid},
 		{"bomb", layerOf(gzipOf(zstdOf(make([]byte, 300<<20))), nil), ErrNotImage},
 		{"zstd bomb", layerOf(zstdOf(make([]byte, 300<<20)), nil), ErrNotImage},
@@ -252,7 +252,7 @@ func mustBuilder(tb testing.TB) *unionfs.Builder {
 }
 
 func nil2pack(tb testing.TB) *cache.Pack {
-	pack, err := newCache(tb, 0).Pack(sha(nil))
+	pack, err := newCache(tb, 0).Pack(shaOf(nil))
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -289,12 +289,12 @@ func sparseTar(name string, size int64, data []byte) []byte {
 	}
 	var out []byte
 	out = append(out, ustar("PaxHeaders/"+name, 'x', int64(len(recs)))...)
-	out = append(out, pad([]byte(recs))...)
+	out = append(out, padBlock([]byte(recs))...)
 	out = append(out, ustar("GNUSparseFile.0/"+name, '0', int64(len(body)))...)
-	return append(out, pad(body)...)
+	return append(out, padBlock(body)...)
 }
 
-func pad(b []byte) []byte { return append(b, make([]byte, (512-len(b)%512)%512)...) }
+func padBlock(b []byte) []byte { return append(b, make([]byte, (512-len(b)%512)%512)...) }
 
 func paxRecord(k, v string) string {
 	n := len(k) + len(v) + 3
@@ -321,13 +321,13 @@ func ustar(name string, typ byte, size int64) []byte {
 }
 
 func TestSparse(t *testing.T) {
-	data := noise(6, 70_000)
+	data := layerNoise(6, 70_000)
 	const size = 20 << 20
 	want := make([]byte, size)
 	copy(want[size/2:], data)
 	small := append(make([]byte, 4096), data[:512]...)
 	raw := append(sparseTar("var/log/lastlog", size, data), sparseTar("small", 8192, data[:512])...)
-	raw = append(raw, tarOf(t, []layerFile{lfile("after", text(1, 5000))})...)
+	raw = append(raw, tarOf(t, []layerFile{lfile("after", layerText(1, 5000))})...)
 	for name, blob := range map[string][]byte{"gzip": gzipOf(raw), "zstd": zstdOf(raw), "tar": raw} {
 		t.Run(name, func(t *testing.T) {
 			l := layerOf(blob, nil)
@@ -339,7 +339,7 @@ func TestSparse(t *testing.T) {
 				if got := ld.read("var/log/lastlog", 0, size, t); !bytes.Equal(got, want) {
 					t.Errorf("wrong bytes, the first at %d", firstDiff(got, want))
 				}
-				if got := ld.read("after", 0, 5000, t); !bytes.Equal(got, text(1, 5000)) {
+				if got := ld.read("after", 0, 5000, t); !bytes.Equal(got, layerText(1, 5000)) {
 					t.Error("wrong bytes after it")
 				}
 				if got := ld.read("small", 0, len(small), t); !bytes.Equal(got, small) {
@@ -355,7 +355,7 @@ func TestSparse(t *testing.T) {
 
 // TestPassFull streams a layer into a cache that cannot hold it.
 func TestPassFull(t *testing.T) {
-	files := corpus()
+	files := layerCorpus()
 	l := layerOf(gzipOf(tarOf(t, files)), nil)
 	c := newCache(t, 2<<20)
 	p := startPass(t, l, c)
@@ -371,7 +371,7 @@ func TestPassFull(t *testing.T) {
 }
 
 func TestPassClose(t *testing.T) {
-	l := layerOf(gzipOf(tarOf(t, corpus())), nil)
+	l := layerOf(gzipOf(tarOf(t, layerCorpus())), nil)
 	m := l.Blob.(*memBlob)
 	m.limit, m.open = 1<<20, make(chan struct{})
 	p := startPass(t, l, newCache(t, 1<<30))
