@@ -99,7 +99,7 @@ func Open(dir string, o Options) (*Cache, error) {
 		packs: make(map[key]*Pack),
 	}
 	c.limit.Store(o.Size)
-	if err := c.sweep(); err == nil {
+	if err = c.sweep(); err == nil {
 		c.table, err = openTable(c)
 	}
 	if err != nil {

@@ -230,3 +230,42 @@ func copySparse(out, in *os.File) error {
 	}
 	return out.Truncate(st.Size())
 }
+
+// Packs without users give their descriptors back, and are all still there.
+func TestIdlePacks(t *testing.T) {
+	c := open(t, t.TempDir(), Options{})
+	if u := c.Usage(); u.Limit <= 0 || u.Free <= 0 {
+		t.Errorf("Usage() with the default size = %+v", u)
+	}
+	fds := func() int {
+		names, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(names)
+	}
+	before := fds()
+	for round := range 2 {
+		for i := range 3 * maxIdle {
+			name := fmt.Sprint("pack", i)
+			p, err := c.Pack(hashN(name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if round == 0 {
+				if err := put(t, p, name, 0, 0, 100); err != nil {
+					t.Fatal(err)
+				}
+			} else if !check(t, p, name, 0, 0, 100) {
+				t.Errorf("%s: a miss", name)
+			}
+			p.Close()
+		}
+	}
+	if got := fds() - before; got > 2*maxIdle {
+		t.Errorf("%d descriptors are open, want at most %d", got, 2*maxIdle)
+	}
+	if err := c.Sync(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // A pack of n chunks of 5000 bytes, closed.
@@ -154,6 +155,39 @@ func TestDropAndLayout(t *testing.T) {
 	if err := p.SetLayout([32]byte{1}); err != nil || visible(t, p, 50) != 0 || c.Usage().Used != 0 {
 		t.Errorf("SetLayout(other) = %v, %d chunks", err, visible(t, p, 50))
 	}
+}
+
+// What a Put of the old layout writes late must not fall on the new one's bytes.
+func TestSetLayoutWaits(t *testing.T) {
+	c := open(t, t.TempDir(), Options{Size: 64 << 20})
+	p := pack(t, c, "a")
+	c.waitScan()
+	writing, goOn := make(chan bool), make(chan bool)
+	c.hook = func(op string) error {
+		if op == "write" {
+			writing <- true
+			<-goOn
+		}
+		return nil
+	}
+	putDone, laidOut := make(chan error, 1), make(chan error, 1)
+	data := chunkData("a", 0, 5000)
+	go func() { putDone <- p.Put(0, 0, data, sha256.Sum256(data)) }()
+	<-writing
+	go func() { laidOut <- p.SetLayout([32]byte{1}) }()
+	select {
+	case err := <-laidOut:
+		t.Fatalf("SetLayout = %v while a Put was writing", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	goOn <- true
+	if err := <-putDone; err != nil {
+		t.Errorf("Put = %v", err)
+	}
+	if err := <-laidOut; err != nil || p.Has(0, 1) || p.Stored() != 0 {
+		t.Errorf("SetLayout = %v, Has = %v, Stored = %d", err, p.Has(0, 1), p.Stored())
+	}
+	c.hook = nil
 }
 
 func TestRemovePack(t *testing.T) {

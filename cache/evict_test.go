@@ -270,6 +270,9 @@ func TestFullDisk(t *testing.T) {
 func TestFailingSteps(t *testing.T) {
 	for _, op := range []string{"write", "write-map", "pack-sync", "segs-sync", "bits-sync", "clear-sync", "punch", "wipe-map", "wipe-sync", "wipe-pack", "table-write"} {
 		for _, errno := range []syscall.Errno{syscall.ENOSPC, syscall.EIO, syscall.EOPNOTSUPP} {
+			if errno == syscall.EOPNOTSUPP && op != "punch" {
+				continue // a file system without holes
+			}
 			dir := t.TempDir()
 			c := open(t, dir, Options{Size: 3 << 20, Log: func(string, ...any) {}})
 			p := pack(t, c, "p")
@@ -284,8 +287,8 @@ func TestFailingSteps(t *testing.T) {
 			}
 			c.evictMu.Unlock()
 			rng := rand.New(rand.NewPCG(7, 7))
-			for step := range 300 {
-				failing.Store(step%100 >= 30 && step%100 < 60)
+			for step := range 120 {
+				failing.Store(step%60 >= 20 && step%60 < 40)
 				i := uint32(rng.IntN(100))
 				if err := put(t, p, "p", i, int64(i)*50000, 50000); err != nil && !errors.Is(err, ErrFull) {
 					t.Errorf("%s %v: Put = %v", op, errno, err)
@@ -334,6 +337,8 @@ func TestReadAcrossEviction(t *testing.T) {
 	wg.Go(func() {
 		for !done.Load() {
 			p.Put(0, 0, want, sum)
+			for wait := time.Now().Add(rand.N(400 * time.Microsecond)); time.Now().Before(wait); {
+			}
 			p.evictSegs([]victim{{p: p, seg: 0, used: ^uint32(0)}})
 		}
 	})

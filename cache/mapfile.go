@@ -135,6 +135,9 @@ func (p *Pack) load(f *os.File) error {
 func (p *Pack) decodeMap(r io.Reader) error {
 	var s slot
 	if _, err := io.ReadFull(r, s[:]); err != nil {
+		if err == io.ErrUnexpectedEOF {
+			err = errDamaged
+		}
 		return err
 	}
 	b := s[slotHead:]
@@ -199,8 +202,8 @@ func (p *Pack) decodeSlot(s *slot, at int64) error {
 	return nil
 }
 
-// settle counts the blocks. When the pack occupies clearly more than its map
-// knows (a crash), the map learns where, and what no chunk is in is punched out.
+// settle counts the blocks. When the pack occupies clearly more or less than its
+// map knows (a crash), the map learns where, and what no chunk is in is punched out.
 func (p *Pack) settle(f *os.File) error {
 	var known int64
 	var newest uint32
@@ -214,7 +217,7 @@ func (p *Pack) settle(f *os.File) error {
 		return err
 	}
 	// The slack is for the file system's own blocks (extent trees).
-	if st.Blocks*512 > known+known/256+4*blockSize {
+	if diff := st.Blocks*512 - known; max(diff, -diff) > known/256+4*blockSize {
 		if err := p.learnBlocks(f, st.Size); err != nil {
 			return err
 		}
@@ -227,6 +230,7 @@ func (p *Pack) settle(f *os.File) error {
 
 // learnBlocks asks the file system where the pack has data.
 func (p *Pack) learnBlocks(f *os.File, size int64) error {
+	p.eachSeg(func(_ int64, s *segment) { s.blocks = [blockWords]uint64{} })
 	size = min(size, maxPack)
 	for at := int64(0); at < size; {
 		var from, to int64

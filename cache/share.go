@@ -58,7 +58,7 @@ func (c *Cache) ShareMany(all []Shared) error {
 		}
 		epoch, ok := epochs[l.Pack.Hex]
 		if !ok {
-			epoch = c.packEpoch(k)
+			_, epoch = c.lookup(k)
 			epochs[l.Pack.Hex] = epoch
 		}
 		if epoch == 0 {
@@ -85,11 +85,31 @@ func (c *Cache) packEpoch(k key) uint64 {
 	return p.epoch
 }
 
+// lookup returns the pack k, its map loaded, and its epoch; nil and 0 when there
+// is none. Right after Open a pack may have to be loaded for that.
+func (c *Cache) lookup(k key) (*Pack, uint64) {
+	epoch := c.packEpoch(k)
+	c.mu.Lock()
+	p := c.packs[k]
+	c.mu.Unlock()
+	if p == nil || epoch != 0 {
+		return p, epoch
+	}
+	if c.acquire(p) != nil {
+		return nil, 0
+	}
+	c.release(p)
+	return p, c.packEpoch(k)
+}
+
 // Find tells where a content lies, when that is known. Its chunks may have been
 // evicted; ask the pack.
 func (c *Cache) Find(digest [32]byte) (Location, bool) {
 	var r place
-	if !c.table.find(digest, &r) || c.packEpoch(r.pack) != r.epoch {
+	if !c.table.find(digest, &r) {
+		return Location{}, false
+	}
+	if _, epoch := c.lookup(r.pack); epoch != r.epoch {
 		return Location{}, false
 	}
 	return Location{Pack: r.pack.hash(), Off: r.off, Size: r.size, FirstChunk: r.first, NChunks: r.chunks}, true
@@ -106,16 +126,11 @@ func (c *Cache) ReadShared(digest [32]byte, b []byte, off int64) (ok bool, err e
 	if off < 0 || int64(len(b)) > r.size || off > r.size-int64(len(b)) {
 		return false, nil
 	}
-	c.mu.Lock()
-	p := c.packs[r.pack]
-	c.mu.Unlock()
-	if p == nil || !p.present(r.first, r.chunks) || c.acquire(p) != nil {
+	p, epoch := c.lookup(r.pack)
+	if epoch != r.epoch || !p.present(r.first, r.chunks) || c.acquire(p) != nil {
 		return false, nil
 	}
 	defer c.release(p)
-	if c.packEpoch(r.pack) != r.epoch {
-		return false, nil
-	}
 	ok, err = p.ReadAt(b, r.off+off, r.first, r.chunks)
 	// A pack emptied and filled again in between has another epoch.
 	return ok && c.packEpoch(r.pack) == r.epoch, err

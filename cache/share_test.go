@@ -68,6 +68,28 @@ func TestShared(t *testing.T) {
 	}
 }
 
+// A content is found in a pack that nobody has opened since the start, also
+// before the scan came to it.
+func TestSharedAfterRestart(t *testing.T) {
+	dir := t.TempDir()
+	c := open(t, dir, Options{Size: 16 << 20})
+	p := pack(t, c, "p")
+	put(t, p, "p", 0, 0, 1000)
+	sum := sha256.Sum256(chunkData("p", 0, 1000))
+	if err := c.Share(sum, Location{hashN("p"), 0, 1000, 0, 1}); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		c = open(t, dir, Options{Size: 16 << 20})
+		if ok, err := c.ReadShared(sum, make([]byte, 1000), 0); !ok || err != nil {
+			t.Fatalf("ReadShared after a restart = %v, %v", ok, err)
+		}
+	}
+}
+
 func numbered(n int) []Shared {
 	all := make([]Shared, n)
 	for i := range all {
