@@ -149,6 +149,7 @@ func (b *Builder) Close() error {
 	}
 	b.closed = true
 	b.bell.end(nil)
+	b.s.closing = true
 	for _, a := range b.arrays() {
 		a.free()
 	}

@@ -321,7 +321,7 @@ func FuzzBuilder(f *testing.F) {
 
 func TestBuilderRandom(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for range 1000 {
+	for range 500 {
 		data := make([]byte, 4+rnd.IntN(150))
 		for i := range data {
 			data[i] = byte(rnd.Uint32())

@@ -13,13 +13,18 @@ import (
 // Builder: the kernel may write them out, so that they are no burden on memory,
 // and they are gone when the process is.
 type scratch struct {
-	f   *os.File
-	end int64 // where the next piece goes
+	f       *os.File
+	end     int64 // where the next piece goes
+	have    int64 // bytes that are allocated on the disk
+	closing bool  // the file goes as a whole
 }
 
 // firstPiece is the size of an array's first piece in bytes, lastDoubling the
 // size from which on arrays grow by that much instead of twofold.
+// allocateStep is what is allocated at once, so that a small layer, whose pieces
+// are all first ones, asks the file system once.
 const (
+	allocateStep = 1 << 20
 	firstPiece   = 1 << 16 // also the largest page size there is
 	lastDoubling = 64 << 20
 )
@@ -39,8 +44,12 @@ func newScratch(dir string) (*scratch, error) {
 // piece maps n new zero bytes, a multiple of the page size. They are allocated
 // on the disk: on a full one this fails, instead of a store later by a signal.
 func (s *scratch) piece(n int64) ([]byte, error) {
-	if err := s.allocate(n); err != nil {
-		return nil, fmt.Errorf("unionfs: growing scratch file: %w", err)
+	if need := s.end + n - s.have; need > 0 {
+		need = max(need, allocateStep)
+		if err := s.allocate(need); err != nil {
+			return nil, fmt.Errorf("unionfs: growing scratch file: %w", err)
+		}
+		s.have += need
 	}
 	m, err := unix.Mmap(int(s.f.Fd()), s.end, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
@@ -50,10 +59,11 @@ func (s *scratch) piece(n int64) ([]byte, error) {
 	return m, nil
 }
 
+// allocate allocates n more bytes at the end of the file.
 func (s *scratch) allocate(n int64) error {
 	fd := int(s.f.Fd())
 	for {
-		err := unix.Fallocate(fd, 0, s.end, n)
+		err := unix.Fallocate(fd, 0, s.have, n)
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -66,7 +76,7 @@ func (s *scratch) allocate(n int64) error {
 	// A file system without fallocate: zeros do the same.
 	zero := make([]byte, 1<<16)
 	for off := int64(0); off < n; off += int64(len(zero)) {
-		if _, err := s.f.WriteAt(zero[:min(n-off, int64(len(zero)))], s.end+off); err != nil {
+		if _, err := s.f.WriteAt(zero[:min(n-off, int64(len(zero)))], s.have+off); err != nil {
 			return err
 		}
 	}
@@ -79,6 +89,9 @@ func (s *scratch) release(m []byte, off int64) {
 		return
 	}
 	_ = unix.Munmap(m)
+	if s.closing {
+		return
+	}
 	_ = unix.Fallocate(int(s.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, int64(len(m)))
 }
 
