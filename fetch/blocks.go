@@ -10,7 +10,7 @@ import (
 // is bounded, so that a goroutine that is ahead of the next one waits for it.
 const (
 	blockSize = 64 << 10
-	maxBlocks = 32 // 2 MiB on each side of the decompressor
+	maxBlocks = 12 // on each side of the decompressor: 768 KiB
 )
 
 // block is a piece of a stream. It goes back to its pool when everyone who was

@@ -59,6 +59,13 @@ type blobReader interface {
 	Stream(ctx context.Context, p Priority, off int64) (io.ReadCloser, error)
 }
 
+// suspect tells a blob that can choose between hosts that its bytes were wrong.
+func suspect(b blobReader) {
+	if s, ok := b.(interface{ Suspect() }); ok {
+		s.Suspect()
+	}
+}
+
 // Layer is a layer's blob, and what the image says of it.
 type Layer struct {
 	Blob   blobReader

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"sort"
 	"strings"
 	"testing"
@@ -446,3 +447,51 @@ func TestReaderClose(t *testing.T) {
 }
 
 func isErr(err, kind error) bool { return errors.Is(err, kind) }
+
+// TestStrict damages the pack on disk: a strict reader notices and fetches again.
+func TestStrict(t *testing.T) {
+	files := layerCorpus()
+	raw := tarOf(t, files)
+	for name, l := range map[string]Layer{"estargz": estargzOf(t, raw), "gzip": layerOf(gzipOf(raw), nil)} {
+		c := newCache(t, 1<<30)
+		ld := load(t, l, c, ReaderOptions{Strict: true})
+		ld.read("etc/passwd", 0, 4096, t)
+		path := filepath.Join(filepath.Dir(c.CatalogPath()), "packs", l.Desc.Digest.Hex+".pack")
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ci, err := ld.idx.Content(ld.find(t, "etc/passwd"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt([]byte("damage"), ci.PackOff+10); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		if got := ld.read("etc/passwd", 0, 4096, t); !bytes.Equal(got, files[2].body) {
+			t.Errorf("%s: damaged bytes were given", name)
+		}
+		ld.blob.reset()
+		ld.read("etc/passwd", 0, 4096, t)
+		if req, _ := ld.blob.counts(); req != 0 {
+			t.Errorf("%s: %d requests after it was mended", name, req)
+		}
+	}
+}
+
+// TestUnkept reads from a cache that keeps nothing: everything comes, from memory.
+func TestUnkept(t *testing.T) {
+	files := layerCorpus()
+	l := estargzOf(t, tarOf(t, files))
+	ld := load(t, l, newCache(t, 1), ReaderOptions{})
+	for range 2 {
+		ld.blob.reset()
+		if got := ld.read("etc/passwd", 0, 4096, t); !bytes.Equal(got, files[2].body) {
+			t.Error("wrong bytes")
+		}
+		if req, _ := ld.blob.counts(); req != 1 {
+			t.Errorf("%d requests, want 1", req)
+		}
+	}
+}

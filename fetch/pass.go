@@ -184,8 +184,12 @@ func (p *Pass) stream(ctx context.Context) error {
 	return nil
 }
 
-// fail says which layer err is about.
+// fail says which layer err is about. A host that gave wrong bytes is asked last
+// from now on.
 func (p *Pass) fail(err error) error {
+	if errors.Is(err, ErrDigest) {
+		suspect(p.l.Blob)
+	}
 	var e *Error
 	if errors.As(err, &e) {
 		return err

@@ -14,7 +14,7 @@ import (
 // written together.
 const (
 	batchSize  = plainChunk
-	numBatches = 4
+	numBatches = 3
 )
 
 // batches is the last queue of a pass. Its batches are filled by the goroutine

@@ -249,8 +249,8 @@ func (r *Reader) await(ctx context.Context, w *wanted) ([]byte, error) {
 		if attempt > 0 || r.ctx.Err() != nil || w.own && !wrong {
 			return nil, err
 		}
-		if s, ok := r.l.Blob.(interface{ Suspect() }); ok && wrong {
-			s.Suspect()
+		if wrong {
+			suspect(r.l.Blob)
 		}
 		if err := r.again(w); err != nil {
 			return nil, err

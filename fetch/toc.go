@@ -195,9 +195,11 @@ func (s *tocSink) add(e *tocEntry) error {
 	if err != nil || e.Type != "reg" {
 		return err
 	}
-	digest, err := parseDigest(e.Digest)
-	if err != nil {
-		return streamf("table of contents: digest of %q: %v", e.Name, err)
+	var digest unionfs.Digest
+	if e.Size != 0 || e.Digest != "" { // an empty file may go without
+		if digest, err = parseDigest(e.Digest); err != nil {
+			return streamf("table of contents: digest of %q: %v", e.Name, err)
+		}
 	}
 	s.file = &tocFile{id: id, size: e.Size, end: e.EndOffset, content: unionfs.Content{Digest: digest}}
 	if e.Size == 0 {
