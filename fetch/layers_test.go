@@ -7,14 +7,18 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"sort"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/google/go-cmp/cmp"
+	ggcrname "github.com/google/go-containerregistry/pkg/name"
 
 	"github.com/imgfs/imgfs/cache"
 	"github.com/imgfs/imgfs/unionfs"
@@ -58,7 +62,8 @@ func tryLoad(tb testing.TB, l Layer, c *cache.Cache, o ReaderOptions) (*loaded, 
 		return nil, err
 	}
 	defer func() { b.Close() }()
-	ld := &loaded{blob: l.Blob.(*memBlob)}
+	ld := &loaded{}
+	ld.blob, _ = l.Blob.(*memBlob)
 	if ld.format, ld.why, err = Index(ctx, l, b); err != nil {
 		return nil, err
 	}
@@ -493,5 +498,36 @@ func TestUnkept(t *testing.T) {
 		if req, _ := ld.blob.counts(); req != 1 {
 			t.Errorf("%d requests, want 1", req)
 		}
+	}
+}
+
+// TestLayersOverHTTP reads layers through a Client.
+func TestLayersOverHTTP(t *testing.T) {
+	files := layerCorpus()
+	layers := allFormats(t, files)
+	want := load(t, layers["tar"], newCache(t, 1<<30), ReaderOptions{}).dump(t)
+	for name, l := range layers {
+		data := l.Blob.(*memBlob).data
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.Contains(r.URL.Path, "/blobs/") {
+				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+			}
+		}))
+		defer srv.Close()
+		cl, err := New(Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer cl.Close()
+		repo, err := ggcrname.NewRepository(strings.TrimPrefix(srv.URL, "http://") + "/r")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Blob = cl.Blob(repo, l.Desc)
+		ld := load(t, l, newCache(t, 1<<30), ReaderOptions{})
+		if diff := cmp.Diff(want, ld.dump(t)); diff != "" {
+			t.Errorf("-tar +%s\n%s", name, diff)
+		}
+		ld.reader.Close()
 	}
 }

@@ -175,6 +175,37 @@ func TestPassShares(t *testing.T) {
 	}
 }
 
+// TestPassReadsShared reads, while it passes, a content that another pack has, and
+// one that it has not any more.
+func TestPassReadsShared(t *testing.T) {
+	c := newCache(t, 1<<30)
+	big := layerNoise(8, 3<<20)
+	one := load(t, layerOf(gzipOf(tarOf(t, []layerFile{lfile("a", layerText(1, 9000)), lfile("b", big)})), nil), c, ReaderOptions{})
+	blob := gzipOf(tarOf(t, []layerFile{lfile("x", big), lfile("y", layerText(1, 9000)), lfile("z", layerNoise(2, 3<<20))}))
+	l := layerOf(blob, nil)
+	m := l.Blob.(*memBlob)
+	m.limit, m.open = int64(len(blob))*7/10, make(chan struct{})
+	p := startPass(t, l, c)
+	id := p.lookup(t, "z") // so x and y have passed
+	buf := make([]byte, 5000)
+	for path, want := range map[string][]byte{"x": big[1<<20:], "y": layerText(1, 9000)[2000:]} {
+		off := map[string]int64{"x": 1 << 20, "y": 2000}[path]
+		if n, err := p.ReadAt(context.Background(), p.lookup(t, path), buf, off); err != nil || !bytes.Equal(buf[:n], want[:5000]) {
+			t.Errorf("%s: %d, %v", path, n, err)
+		}
+	}
+	if err := one.pack.Drop(0, one.idx.Stats().Chunks); err != nil {
+		t.Fatal(err)
+	}
+	close(m.open)
+	if _, err := p.ReadAt(context.Background(), p.lookup(t, "x"), buf, 0); !errors.Is(err, ErrNotKept) {
+		t.Errorf("what is gone: %v, want ErrNotKept", err)
+	}
+	if n, err := p.ReadAt(context.Background(), id, buf, 0); err != nil || n != len(buf) {
+		t.Errorf("z: %d, %v", n, err)
+	}
+}
+
 func TestPassFails(t *testing.T) {
 	raw := tarOf(t, layerCorpus())
 	gz := gzipOf(raw)

@@ -219,3 +219,19 @@ func TestStreamedFallback(t *testing.T) {
 		t.Error("wrong bytes")
 	}
 }
+
+// TestNotUTF8: JSON loses a name that is not UTF-8, the archive does not.
+func TestNotUTF8(t *testing.T) {
+	files := []layerFile{lfile("caf\xe9", layerText(1, 100)), lfile("b", layerText(2, 100))}
+	for i := range files {
+		files[i].Format = tar.FormatGNU
+	}
+	l := estargzOf(t, tarOf(t, files))
+	ld := load(t, l, newCache(t, 1<<30), ReaderOptions{})
+	if ld.format != FormatGzip || ld.why == "" {
+		t.Errorf("format %v, why %q, want a pass", ld.format, ld.why)
+	}
+	if got := ld.read("caf\xe9", 0, 200, t); !bytes.Equal(got, layerText(1, 100)) {
+		t.Error("wrong bytes")
+	}
+}
