@@ -3,6 +3,7 @@ package unionfs
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -251,12 +252,16 @@ func (m *merger) overFile(mv move, file Ref) error {
 	return nil
 }
 
-// child returns the merged directory at name in to, which is p so far.
+// child returns the merged directory at name in to, which is p so far; noRef is
+// nothing so far.
 func (m *merger) child(to *mergeDir, name string, p found) (*mergeDir, error) {
 	if p.dir != nil {
 		return p.dir, nil
 	}
-	d := &mergeDir{parent: to, name: name, depth: to.depth + 1, from: []Ref{p.ref}}
+	d := &mergeDir{parent: to, name: name, depth: to.depth + 1}
+	if p.ref != noRef {
+		d.from = []Ref{p.ref}
+	}
 	if d.depth > maxMergeDepth {
 		return nil, fmt.Errorf("unionfs: merging layers: directories nested deeper than %d", maxMergeDepth)
 	}
@@ -269,38 +274,44 @@ func (m *merger) child(to *mergeDir, name string, p found) (*mergeDir, error) {
 }
 
 // relocate puts what is in an implicit directory where the symbolic link at its
-// path points. If that is no directory, the implicit directory replaces the link.
+// path points. If nothing is there, the implicit directory is; if something else
+// than a directory is there, the implicit directory replaces the link.
 func (m *merger) relocate(mv move) error {
 	p, ok, err := m.find(found{dir: mv.at}, mv.name)
 	if err != nil {
 		return err
 	}
-	var at []step
+	var way []step
 	for d := mv.at; d != nil; d = d.parent {
-		at = append(at, step{found{dir: d}, d.name})
+		way = append(way, step{found{dir: d}, d.name})
 	}
-	slices.Reverse(at)
+	slices.Reverse(way)
+	missing := ""
 	switch {
 	case !ok:
+		return m.stay(mv)
 	case p.isDir(): // an earlier move has replaced the link
-		at = append(at, step{p, mv.name})
+		way = append(way, step{p, mv.name})
 	default:
 		target, err := m.readlink(step{found: p})
 		if err != nil {
 			return err
 		}
-		if ok = target != ""; ok {
-			at, ok, err = follow(m, at, target)
+		if target == "" {
+			return m.stay(mv)
 		}
-		if err != nil {
+		if way, missing, err = reach(m, way, target); err != nil {
 			return err
 		}
 	}
-	if !ok {
+	if way == nil || len(missing) > MaxName || strings.ContainsRune(missing, 0) { // a target may be longer than a name
 		return m.stay(mv)
 	}
+	if missing != "" {
+		way = append(way, step{found{ref: noRef}, missing})
+	}
 	to := m.root
-	for _, s := range at[1:] {
+	for _, s := range way[1:] {
 		if to, err = m.child(to, s.name, s.found); err != nil {
 			return err
 		}

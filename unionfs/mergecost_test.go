@@ -125,6 +125,21 @@ func TestMergeLongNames(t *testing.T) {
 	}
 }
 
+// TestMergeNoName: a symbolic link to what could not be a name.
+func TestMergeNoName(t *testing.T) {
+	for n, want := range map[int]bool{MaxName: true, MaxName + 1: false} {
+		name := strings.Repeat("n", n)
+		tree, err := mergeTree(t, memLayers("l->"+name, "l/x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ref, ok, err := tree.Lookup(tree.Root(), name)
+		if ok != want || err != nil {
+			t.Errorf("Lookup of %d bytes = %v, %v, %v, want %v", n, ref, ok, err, want)
+		}
+	}
+}
+
 func BenchmarkMerge(b *testing.B) {
 	for _, bb := range []struct {
 		name         string

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"slices"
@@ -275,47 +276,70 @@ func (m *merger) advance(c *cursor) (ok bool, err error) {
 
 // eachChild calls fn for every child of d, sorted by name.
 func (m *merger) eachChild(d *mergeDir, fn func(name string, ref Ref)) error {
-	var open []*cursor // the topmost first
-	for _, dir := range d.from {
-		first, n, err := m.layers[dir.Layer].Children(dir.ID)
-		if err != nil {
-			return err
-		}
-		c := &cursor{dir: dir, next: first, end: first + n}
-		if ok, err := m.advance(c); err != nil {
-			return err
-		} else if ok {
-			open = append(open, c)
-		}
+	open, err := m.cursors(d)
+	if err != nil {
+		return err
 	}
-	for len(open) > 0 {
+	kids := slices.Sorted(maps.Keys(d.kids)) // some have a name that no contributor has: it came through a symbolic link
+	for len(open) > 0 || len(kids) > 0 {
 		if err := m.spend(1 + len(open)/16); err != nil { // a comparison is cheaper than a lookup
 			return err
 		}
-		name := open[0].name
-		for _, c := range open[1:] {
+		var name string
+		if len(kids) > 0 {
+			name = kids[0]
+		} else {
+			name = open[0].name
+		}
+		for _, c := range open {
 			name = min(name, c.name)
 		}
 		best := newChoice()
-		left := open[:0]
-		for _, c := range open {
-			if c.name == name {
-				best.add(c.dir.Layer, m.inode(c.dir, name, c.child), c.child.Kind)
-				if ok, err := m.advance(c); err != nil {
-					return err
-				} else if !ok {
-					continue
-				}
-			}
-			left = append(left, c)
+		if open, err = m.choose(open, name, &best); err != nil {
+			return err
 		}
-		open = left
-		if kid := d.kids[name]; kid != nil {
-			best.ref = kid.from[0]
+		if len(kids) > 0 && kids[0] == name {
+			best.ref, kids = d.kids[name].from[0], kids[1:]
 		}
 		if best.ref != noRef {
 			fn(name, best.ref)
 		}
 	}
 	return nil
+}
+
+// cursors returns cursors at the first names of d's contributors, the topmost first.
+func (m *merger) cursors(d *mergeDir) ([]*cursor, error) {
+	var open []*cursor
+	for _, dir := range d.from {
+		first, n, err := m.layers[dir.Layer].Children(dir.ID)
+		if err != nil {
+			return nil, err
+		}
+		c := &cursor{dir: dir, next: first, end: first + n}
+		if ok, err := m.advance(c); err != nil {
+			return nil, err
+		} else if ok {
+			open = append(open, c)
+		}
+	}
+	return open, nil
+}
+
+// choose tells best what the cursors say of name, and returns those that are left
+// after it.
+func (m *merger) choose(open []*cursor, name string, best *choice) ([]*cursor, error) {
+	left := open[:0]
+	for _, c := range open {
+		if c.name == name {
+			best.add(c.dir.Layer, m.inode(c.dir, name, c.child), c.child.Kind)
+			if ok, err := m.advance(c); err != nil {
+				return nil, err
+			} else if !ok {
+				continue
+			}
+		}
+		left = append(left, c)
+	}
+	return left, nil
 }

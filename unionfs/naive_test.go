@@ -56,6 +56,8 @@ func naive(layers []source) (map[string]*naiveNode, error) {
 				m.put(mv.src, mv.path)
 			} else if to, ok := m.follow(path.Dir("/" + mv.path)[1:], n.target); ok && n.target != "" {
 				m.put(mv.src, to)
+			} else if to := m.missing(path.Dir("/" + mv.path)[1:], n.target); to != "" {
+				m.put(mv.src, to)
 			} else if n.owner != k {
 				m.remove(mv.path)
 				m.put(mv.src, mv.path)
@@ -132,6 +134,27 @@ func (m *naiveMerge) follow(dir, target string) (string, bool) {
 			target = n.target + "/" + rest
 		}
 	}
+}
+
+// missing is the path that target names, if nothing but its last name is missing.
+func (m *naiveMerge) missing(dir, target string) string {
+	for range MaxHops {
+		target = strings.TrimRight(target, "/")
+		up, base := path.Split(target)
+		at, ok := m.follow(dir, up)
+		if !ok || base == "" || base == "." || base == ".." {
+			return ""
+		}
+		n := m.nodes[path.Join(at, base)]
+		switch {
+		case n == nil:
+			return path.Join(at, base)
+		case n.dirs != nil || n.target == "":
+			return ""
+		}
+		dir, target = at, n.target
+	}
+	return ""
 }
 
 func (m *naiveMerge) under(p string) []string {

@@ -22,6 +22,14 @@ type namespace[P any] interface {
 // returns the places on the way to the directory that path names; ok is false if
 // it names none. ".." above the root is the root. It changes at.
 func follow[P any](ns namespace[P], at []P, path string) (way []P, ok bool, err error) {
+	way, missing, err := reach(ns, at, path)
+	return way, err == nil && way != nil && missing == "", err
+}
+
+// reach is follow, but if nothing is at the last name of path, it returns the
+// places on the way to where it would be, and the name. way is nil if path names
+// something else than a directory, or lies below nothing.
+func reach[P any](ns namespace[P], at []P, path string) (way []P, missing string, err error) {
 	if strings.HasPrefix(path, "/") {
 		at = at[:1]
 	}
@@ -36,8 +44,14 @@ func follow[P any](ns namespace[P], at []P, path string) (way []P, ok bool, err 
 			continue
 		}
 		p, ok, err := ns.lookup(at[len(at)-1], name)
-		if err != nil || !ok {
-			return nil, false, err
+		if err != nil {
+			return nil, "", err
+		}
+		if !ok {
+			if strings.Trim(path, "/") != "" {
+				return nil, "", nil
+			}
+			return at, name, nil
 		}
 		if ns.dir(p) {
 			at = append(at, p)
@@ -45,18 +59,18 @@ func follow[P any](ns namespace[P], at []P, path string) (way []P, ok bool, err 
 		}
 		target, err := ns.readlink(p)
 		if err != nil {
-			return nil, false, err
+			return nil, "", err
 		}
 		hops++
 		if target == "" || hops > MaxHops || len(target)+len(path) >= maxTargetPath {
-			return nil, false, nil
+			return nil, "", nil
 		}
 		if target[0] == '/' {
 			at = at[:1]
 		}
 		path = target + "/" + path
 	}
-	return at, true, nil
+	return at, "", nil
 }
 
 // readSymlink returns the target of a symbolic link, "" for another inode.
