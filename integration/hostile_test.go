@@ -87,7 +87,8 @@ func badBlobs(t testing.TB, r *registry) []badImage {
 		t.Fatal(err)
 	}
 	zpacked := enc.EncodeAll(archive, nil)
-	wrongDiff := bytesBlob(mediaGzip, packed, []byte("another archive"))
+	own := tarball(t, file("x", "x"), file("y", "an archive of its own"))
+	wrongDiff := bytesBlob(mediaGzip, gzipped(own), []byte("another archive"))
 	huge := tarball(t, file("x", "x"))
 	var lying bytes.Buffer
 	h := file("big", "", size(1<<50))
@@ -174,7 +175,12 @@ func checkBad(t *testing.T, m *mount, r *registry, bad badImage, root string) {
 		if !clear {
 			t.Errorf("errno: %v, want EIO or EINVAL (or %v)", err, bad.errno)
 		}
-		if text := m.errors(); !strings.Contains(text, "bad-"+bad.name) {
+		text := m.errors()
+		why := strings.Contains(text, "bad-"+bad.name)
+		for _, l := range bad.layers { // a file's inode is its layer's, not an image's
+			why = why || strings.Contains(text, l.Hash.Hex)
+		}
+		if !why {
 			t.Errorf(".imgfs/errors does not say why bad-%s failed:\n%s", bad.name, text)
 		}
 	}
@@ -263,4 +269,23 @@ func TestHostileBomb(t *testing.T) {
 	if size := m.rss(); size > 200<<20 && !raceServer() {
 		t.Errorf("RSS %d bytes", size)
 	}
+}
+
+// TestHostileChain pulls an image whose config claims the uncompressed digests of
+// another image's layers, then that other image: it must not see the first's files.
+func TestHostileChain(t *testing.T) {
+	r := startSmall(t)
+	lower := estargzLayer(t, file("lower", "lower"))
+	honest := estargzLayer(t, file("f", "honest"))
+	liar := estargzLayer(t, file("f", "a lie, and longer"), file("planted", "p"))
+	liar.Diff = honest.Diff
+	r.pushBlobs(t, "liar/v1", lower, liar)
+	r.pushBlobs(t, "honest/v1", lower, honest)
+	m := startMount(t)
+	os.ReadDir(m.path(r.host, "liar/v1"))
+	os.ReadFile(m.path(r.host, "liar/v1/f"))
+	if data, err := os.ReadFile(m.path(r.host, "honest/v1/f")); err != nil || string(data) != "honest" {
+		t.Errorf("honest/v1/f = %q, %v, want honest", data, err)
+	}
+	wantNames(t, m.path(r.host, "honest/v1"), "f", "lower")
 }

@@ -164,3 +164,24 @@ func badTables(t testing.TB) []badImage {
 		badImage{name: "toc-no-entries", want: either, shown: x, layers: []blob{lyingLayer(t, func(toc map[string]any, _ []map[string]any) { toc["entries"] = "none" })}},
 	)
 }
+
+// estargzLayer is an honest eStargz layer.
+func estargzLayer(t testing.TB, entries ...entry) blob {
+	t.Helper()
+	archive := tarball(t, entries...)
+	built, err := estargz.Build(io.NewSectionReader(bytes.NewReader(archive), 0, int64(len(archive))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer built.Close()
+	data, err := io.ReadAll(built)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := bytesBlob(mediaGzip, data, nil)
+	if b.Diff, err = v1.NewHash(built.DiffID().String()); err != nil {
+		t.Fatal(err)
+	}
+	b.Annotations = map[string]string{estargz.TOCJSONDigestAnnotation: built.TOCDigest().String()}
+	return b
+}

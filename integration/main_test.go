@@ -28,6 +28,11 @@ func run(m *testing.M) int {
 	}
 	scratch.dir = tmp
 	defer os.RemoveAll(tmp)
+	// Tests of other users must be able to reach what is in it.
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	defer backend.stop()
 	return m.Run()
 }

@@ -32,11 +32,11 @@ type mount struct {
 func startMount(t testing.TB, flags ...string) *mount {
 	t.Helper()
 	needFUSE(t)
+	binary(t)
 	top, err := os.MkdirTemp(scratch.dir, "mount-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Other users must be able to reach the mount point.
 	if err := os.Chmod(top, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +234,7 @@ func (m *mount) tail() string {
 	if err != nil {
 		return ""
 	}
-	return fmt.Sprintf("log:\n%s", data[max(0, len(data)-4000):])
+	return fmt.Sprintf("log:\n%s", data[max(0, len(data)-1500):])
 }
 
 // path is a path below the mount.
@@ -302,11 +302,19 @@ func swallow(t testing.TB, name string, args ...string) (n int64) {
 func within(t testing.TB, limit time.Duration, what string, work func() error) {
 	t.Helper()
 	done := make(chan error, 1)
-	go func() { done <- work() }()
+	go func() {
+		defer close(done) // also when work ends by t.Fatal
+		if err := work(); err != nil {
+			done <- err
+		}
+	}()
 	select {
 	case err := <-done:
 		if err != nil {
 			t.Fatalf("%s: %v", what, err)
+		}
+		if t.Failed() {
+			t.FailNow()
 		}
 	case <-time.After(limit):
 		t.Fatalf("%s: no answer after %v", what, limit)

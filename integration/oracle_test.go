@@ -101,7 +101,7 @@ func checksum(path string, buf []byte) (sum [32]byte, err error) {
 
 // A comparison says in what a mount may differ from the unpacked tree.
 type comparison struct {
-	wholeSeconds bool                   // times may be cut to the second: the format's table has no more
+	wholeSeconds bool                   // times may be rounded to the second: the format's table has no more
 	mtimeFree    map[string]bool        // names whose time nothing decides: see implicitDirs
 	only         func(name string) bool // compare these names alone; nil: all
 	known        func(diff string) bool // differences that are the oracle's fault, each documented where it is used
@@ -173,7 +173,7 @@ func compareInode(name string, got, want inode, c comparison, add func(name, wha
 	if c.mtimeFree[name] || g.Mtim == w.Mtim {
 		return
 	}
-	if c.wholeSeconds && g.Mtim.Sec == w.Mtim.Sec && g.Mtim.Nsec == 0 {
+	if off := got.mtime() - want.mtime(); c.wholeSeconds && g.Mtim.Nsec == 0 && -5e8 <= off && off <= 5e8 {
 		return
 	}
 	add(name, "mtime", stamp(g.Mtim), stamp(w.Mtim))
