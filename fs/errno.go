@@ -1,0 +1,54 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	iofs "io/fs"
+	"syscall"
+
+	"github.com/imgfs/imgfs/images"
+)
+
+// errnos is the table of docs/namespace.md: the first row that err is decides.
+var errnos = []struct {
+	err   error
+	errno syscall.Errno
+}{
+	{images.ErrStale, syscall.ESTALE},
+	{images.ErrRateLimit, syscall.EAGAIN},
+	{images.ErrUnreachable, syscall.EHOSTUNREACH},
+	{context.DeadlineExceeded, syscall.ETIMEDOUT},
+	{errNotEmpty, syscall.ENOTEMPTY},
+	{iofs.ErrExist, syscall.EEXIST},
+	{iofs.ErrNotExist, syscall.ENOENT},
+	{iofs.ErrPermission, syscall.EACCES},
+	{iofs.ErrInvalid, syscall.EINVAL},
+}
+
+// errNotEmpty reports a directory of the namespace that still has images.
+var errNotEmpty = errors.New("it still has images")
+
+// errnoOf turns an error of a walk into the errno that its caller sees. EINTR is
+// never one of them.
+func errnoOf(err error) syscall.Errno {
+	if err == nil {
+		return 0
+	}
+	for _, row := range errnos {
+		if errors.Is(err, row.err) {
+			return row.errno
+		}
+	}
+	return syscall.EIO
+}
+
+// dataErrno is errnoOf for reading what exists: whatever is missing or invalid
+// behind it, the file itself is neither.
+func dataErrno(err error) syscall.Errno {
+	switch e := errnoOf(err); e {
+	case syscall.ENOENT, syscall.EINVAL, syscall.EEXIST:
+		return syscall.EIO
+	default:
+		return e
+	}
+}

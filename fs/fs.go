@@ -1,0 +1,220 @@
+// Package fs shows the images of a store to the kernel, as a FUSE file system.
+//
+// Its nouns: a nodeid is an images.Ino and needs no table; namespace nodes are
+// the registries, namespaces, repositories and tags above the images; control
+// files (.imgfs/…) are rendered when they are looked up. There are no open
+// files: OPEN and OPENDIR are answered ENOSYS where the kernel allows it, and
+// carry no handle where it does not, so that the kernel keeps its caches across
+// opens and another server can take over.
+//
+// Everything below an image is cached by the kernel for a day; what changes in
+// the namespace is announced. Errors become errnos in errno.go and nowhere else.
+package fs
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/imgfs/imgfs/images"
+)
+
+// The values of Options.Pull.
+const (
+	PullMissing = "missing" // walking to an image that is not here pulls it
+	PullNever   = "never"   // only mkdir pulls
+)
+
+// Options configure a mount. The zero value pulls what is missing, for the
+// mounting user alone, without devices and set-user-ID programs.
+type Options struct {
+	Pull       string // PullMissing (also "") or PullNever
+	AllowOther bool   // other users too, under the kernel's permission checks
+	ExactModes bool   // with AllowOther: regular files keep their write bits
+	Dev, Suid  bool   // honour devices, set-user-ID and set-group-ID bits
+	FsName     string // first column of df; "": "imgfs"
+	Log        *slog.Logger
+}
+
+// Server is a mounted file system.
+type Server struct {
+	fuse *fuse.Server
+	fs   *fileSystem
+	done chan struct{}
+}
+
+// maxRequest is the most bytes that one READ carries. Read-ahead of the mount is
+// the same.
+const maxRequest = 1 << 20
+
+// Mount mounts store at dir, which must be a directory. When it returns the
+// mount answers. The store stays the caller's, to close after Serve has
+// returned.
+func Mount(dir string, store *images.Store, o Options) (*Server, error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.FsName == "" {
+		o.FsName = "imgfs"
+	}
+	switch o.Pull {
+	case "":
+		o.Pull = PullMissing
+	case PullMissing, PullNever:
+	default:
+		return nil, fmt.Errorf("fs: pull policy %q: want %q or %q", o.Pull, PullMissing, PullNever)
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	f := newFileSystem(store, o)
+	mo := &fuse.MountOptions{
+		Name:                 "imgfs",
+		FsName:               o.FsName,
+		AllowOther:           o.AllowOther,
+		MaxWrite:             maxRequest,
+		MaxReadAhead:         maxRequest,
+		MaxBackground:        128,
+		EnableSymlinkCaching: true,
+		DirectMount:          os.Geteuid() == 0,
+		Logger:               slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
+	}
+	if o.AllowOther {
+		mo.Options = append(mo.Options, "default_permissions")
+	}
+	if o.Dev {
+		mo.Options = append(mo.Options, "dev")
+	}
+	if o.Suid {
+		mo.Options = append(mo.Options, "suid")
+	}
+	srv, err := fuse.NewServer(f, dir, mo)
+	if err != nil {
+		return nil, fmt.Errorf("fs: mounting %q: %w", dir, err)
+	}
+	s := &Server{fuse: srv, fs: f, done: make(chan struct{})}
+	store.Watch(f.event)
+	go func() {
+		defer close(s.done)
+		srv.Serve()
+		f.notify.close()
+	}()
+	if err := srv.WaitMount(); err != nil {
+		return nil, fmt.Errorf("fs: mounting %q: %w", dir, err)
+	}
+	readAhead(dir, o.Log)
+	return s, nil
+}
+
+// Serve blocks until the file system is unmounted.
+func (s *Server) Serve() error {
+	<-s.done
+	return nil
+}
+
+// Unmount unmounts the file system. It fails while a process uses it.
+func (s *Server) Unmount() error { return s.fuse.Unmount() }
+
+// readAhead raises the mount's read-ahead from the kernel's 128 KiB to what one
+// READ carries. Only root may; without it everything works, slower.
+func readAhead(dir string, log *slog.Logger) {
+	dev, err := mountDevice(dir)
+	if err != nil {
+		log.Debug("read-ahead stays the kernel's", "err", err)
+		return
+	}
+	path := "/sys/class/bdi/" + dev + "/read_ahead_kb"
+	if err := os.WriteFile(path, fmt.Appendf(nil, "%d", maxRequest>>10), 0o644); err != nil {
+		log.Debug("read-ahead stays the kernel's", "err", err)
+	}
+}
+
+// mountDevice returns major:minor of what is mounted at dir, from the last line
+// of /proc/self/mountinfo that has it (proc(5)).
+func mountDevice(dir string) (string, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	dev := ""
+	sc := bufio.NewScanner(f)
+	for sc.Scan() {
+		fields := strings.Fields(sc.Text())
+		if len(fields) > 4 && fields[4] == dir {
+			dev = fields[2]
+		}
+	}
+	if dev == "" {
+		return "", fmt.Errorf("fs: %q is not in the mount table", dir)
+	}
+	return dev, sc.Err()
+}
+
+// day is how long the kernel may keep what does not change.
+const day = 24 * time.Hour
+
+// fileSystem answers the kernel.
+type fileSystem struct {
+	fuse.RawFileSystem // ENOSYS for everything that is not here
+	store              *images.Store
+	o                  Options
+	log                *slog.Logger
+	uid, gid           uint32
+	started            time.Time
+
+	handles bool // the kernel insists on OPEN or OPENDIR
+	notify  *notifier
+	counts  counts
+	errors  *errorLog
+	control *control
+	space   *namespace
+}
+
+func newFileSystem(store *images.Store, o Options) *fileSystem {
+	f := &fileSystem{RawFileSystem: fuse.NewDefaultRawFileSystem(), store: store, o: o, log: o.Log,
+		uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), started: time.Now()}
+	f.errors = &errorLog{}
+	f.notify = newNotifier(o.Log)
+	f.control = newControl(f)
+	f.space = &namespace{f: f, made: map[string]bool{}, changed: map[string]time.Time{}}
+	return f
+}
+
+// background is the context of all requests. The kernel's interrupts end
+// nothing: the Go runtime's own signals raise them. What can wait is bounded by
+// the store's timeout.
+func background() context.Context { return context.Background() }
+
+// String names the file system.
+func (f *fileSystem) String() string { return "imgfs" }
+
+// SetDebug does nothing: logging is the logger's.
+func (f *fileSystem) SetDebug(bool) {}
+
+// Init is called with the kernel's INIT.
+func (f *fileSystem) Init(s *fuse.Server) {
+	k := s.KernelSettings()
+	const need = fuse.CAP_NO_OPEN_SUPPORT | fuse.CAP_NO_OPENDIR_SUPPORT
+	f.handles = k.Flags64()&need != need
+	f.notify.start(s)
+}
+
+// event passes on what the store tells.
+func (f *fileSystem) event(e images.Event) {
+	if e.Err != nil {
+		f.errors.add(e.Name.String(), "read", errnoOf(e.Err), e.Err)
+		f.log.Error("image failed", "image", e.Name.String(), "err", e.Err)
+	}
+	if e.Drop {
+		f.space.dropImage(e.Name)
+	}
+}

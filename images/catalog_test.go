@@ -1,0 +1,179 @@
+package images
+
+import (
+	"errors"
+	iofs "io/fs"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"go.etcd.io/bbolt"
+)
+
+func testCatalog(t *testing.T) (*Store, string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "catalog.db")
+	cat, err := openCatalog(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cat.close() })
+	return &Store{cat: cat}, path
+}
+
+func hashOf(s string) v1.Hash { return sha256Hash([]byte(s)) }
+
+// add records an image of the named layers under n.
+func add(t *testing.T, c *catalog, n Name, layers ...string) pulled {
+	t.Helper()
+	p := pulled{digest: hashOf("image " + strings.Join(layers, " ")), repo: n.Repo}
+	p.top, p.image.Config = p.digest, hashOf("config")
+	for _, l := range layers {
+		p.image.Layers = append(p.image.Layers, imageLayer{Desc: v1.Descriptor{Digest: hashOf(l), Size: 1}})
+		p.diffIDs = append(p.diffIDs, hashOf("diff "+l))
+	}
+	if err := c.putLayers(&p); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.put(n, p); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestCatalogSequences(t *testing.T) {
+	s, path := testCatalog(t)
+	a := add(t, s.cat, Name{"a", "1"}, "base", "a")
+	b := add(t, s.cat, Name{"b", "1"}, "base", "b")
+	if a.image.Layers[0].Seq != b.image.Layers[0].Seq || a.image.Layers[1].Seq == b.image.Layers[1].Seq {
+		t.Errorf("layer sequences = %v and %v, want the first shared and the second not", a.image.Layers, b.image.Layers)
+	}
+	va, _ := s.cat.viewOf(Name{"a", "1"}, a.digest)
+	add(t, s.cat, Name{"c", "1"}, "base", "a") // the same image under another name
+	vc, _ := s.cat.viewOf(Name{"c", "1"}, a.digest)
+	if va == 0 || vc == 0 || va == vc {
+		t.Errorf("views of one image under two names = %d and %d, want two", va, vc)
+	}
+	if err := s.cat.remove(Name{"a", "1"}); err != nil {
+		t.Fatal(err)
+	}
+	s.cat.close()
+	cat, err := openCatalog(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cat.close()
+	again := add(t, cat, Name{"a", "1"}, "base", "a", "new")
+	if again.image.Layers[0].Seq != a.image.Layers[0].Seq {
+		t.Errorf("sequence of the base layer after a restart = %d, want %d", again.image.Layers[0].Seq, a.image.Layers[0].Seq)
+	}
+	for _, old := range []uint32{a.image.Layers[0].Seq, a.image.Layers[1].Seq, b.image.Layers[1].Seq} {
+		if again.image.Layers[2].Seq == old {
+			t.Errorf("sequence %d was given twice", old)
+		}
+	}
+}
+
+func TestCatalogRemove(t *testing.T) {
+	s, _ := testCatalog(t)
+	one, two := Name{"u", "1"}, Name{"u", "2"}
+	p := add(t, s.cat, one, "l")
+	add(t, s.cat, two, "l")
+	if err := s.cat.remove(one); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok, err := s.cat.image(p.digest); !ok || err != nil {
+		t.Errorf("image while another name has it = %v, %v, want here", ok, err)
+	}
+	if here, removed, _ := s.Here(one); here || !removed {
+		t.Errorf("Here(removed) = %v, %v, want false, true", here, removed)
+	}
+	if err := s.cat.remove(two); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok, _ := s.cat.image(p.digest); ok {
+		t.Error("the image is here without a name")
+	}
+	if err := s.cat.remove(two); !errors.Is(err, iofs.ErrNotExist) {
+		t.Errorf("remove(removed) = %v, want ErrNotExist", err)
+	}
+	add(t, s.cat, one, "l")
+	if here, removed, _ := s.Here(one); !here || removed {
+		t.Errorf("Here(brought back) = %v, %v, want true, false", here, removed)
+	}
+}
+
+func TestChildren(t *testing.T) {
+	s, _ := testCatalog(t)
+	for _, n := range []Name{{"ubuntu", "18.04"}, {"ubuntu", "latest"}, {"ubuntu-core", "1"}, {"ubuntu/x", "1"},
+		{"localhost:5000/a/b", "1"}, {"localhost:5000/a-b", "2"}, {"localhost:5000/a", "3"}, {"ubuntu", "@sha256:" + strings.Repeat("0", 64)}} {
+		add(t, s.cat, n, "l")
+	}
+	for path, want := range map[string][2]string{
+		"":                   {"localhost:5000 ubuntu ubuntu-core", ""},
+		"ubuntu":             {"x", "18.04 latest"},
+		"localhost:5000":     {"a a-b", ""},
+		"localhost:5000/a":   {"b", "3"},
+		"localhost:5000/a/b": {"", "1"},
+		"nothing":            {"", ""},
+	} {
+		dirs, tags, err := s.Children(path)
+		got := [2]string{strings.Join(dirs, " "), strings.Join(tags, " ")}
+		if err != nil || got != want {
+			t.Errorf("Children(%q) = %q, %v, want %q", path, got, err, want)
+		}
+	}
+	if !s.HasPath("localhost:5000") || s.HasPath("localhost:500") || s.HasPath("ubunt") {
+		t.Error("HasPath takes a prefix for a path, or misses one")
+	}
+}
+
+func TestNodes(t *testing.T) {
+	s, path := testCatalog(t)
+	a, err := s.Node("ubuntu")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := s.Node("debian")
+	if again, _ := s.Node("ubuntu"); again != a || a == b || a < firstNode {
+		t.Errorf("Node(ubuntu) = %d, then %d; Node(debian) = %d", a, again, b)
+	}
+	s.cat.close()
+	cat, err := openCatalog(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cat.close()
+	s = &Store{cat: cat}
+	if p, ok := s.NodePath(a); !ok || p != "ubuntu" {
+		t.Errorf("NodePath(%d) after a restart = %q, %v", a, p, ok)
+	}
+	if _, ok := s.NodePath(99999); ok {
+		t.Error("NodePath of a number that was never given is known")
+	}
+}
+
+// A catalogue of a newer version is refused and not touched.
+func TestCatalogVersion(t *testing.T) {
+	s, path := testCatalog(t)
+	err := s.cat.db.Update(func(tx *bbolt.Tx) error { return setCounter(tx.Bucket(bucketMeta), "version", catalogVersion+1) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.cat.close()
+	if _, err := openCatalog(path); err == nil || !strings.Contains(err.Error(), "newer") {
+		t.Errorf("openCatalog(newer) = %v, want a refusal", err)
+	}
+	db, err := bbolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	db.View(func(tx *bbolt.Tx) error {
+		if v := counter(tx.Bucket(bucketMeta), "version"); v != catalogVersion+1 {
+			t.Errorf("version after the refusal = %d", v)
+		}
+		return nil
+	})
+}

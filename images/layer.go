@@ -1,0 +1,335 @@
+package images
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	iofs "io/fs"
+	"os"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/cache"
+	"github.com/imgfs/imgfs/fetch"
+	"github.com/imgfs/imgfs/unionfs"
+)
+
+// layer is one layer, opened at its first use and shared by all images that have
+// it.
+type layer struct {
+	s   *Store
+	rec layerRecord
+
+	// state is nil while the layer is not open. What a state refers to stays
+	// mapped until the store closes, so that no reader can lose it.
+	state atomic.Pointer[layerState]
+}
+
+// layerState is an open layer: compiled, or still arriving.
+type layerState struct {
+	idx    *unionfs.Index
+	reader *fetch.Reader
+
+	// Of a layer that is still arriving:
+	builder *unionfs.Builder
+	pass    *fetch.Pass
+	settled chan struct{} // closed when the layer has another state
+	err     error         // set before settled is closed, when the pass failed
+
+	replaced int // names whose first meaning did not last
+}
+
+// source is what the layer answers lookups from.
+func (st *layerState) source() unionfs.Layer {
+	if st.idx != nil {
+		return st.idx
+	}
+	return st.builder
+}
+
+// layer returns the layer with this sequence. The error is fs.ErrNotExist when
+// there is none.
+func (s *Store) layer(seq uint32) (*layer, error) {
+	s.mu.Lock()
+	l := s.layers[seq]
+	s.mu.Unlock()
+	if l != nil {
+		return l, nil
+	}
+	rec, ok, err := s.cat.layer(seq)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, fmt.Errorf("images: opening layer %d: %w", seq, iofs.ErrNotExist)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.layers == nil {
+		return nil, iofs.ErrClosed
+	}
+	if s.layers[seq] == nil {
+		s.layers[seq] = &layer{s: s, rec: rec}
+	}
+	return s.layers[seq], nil
+}
+
+// open returns the layer's state, opening it when it is not open. Concurrent
+// calls share one attempt, which a caller that gives up does not end.
+func (l *layer) open(ctx context.Context) (*layerState, error) {
+	if st := l.state.Load(); st != nil {
+		return st, nil
+	}
+	return flight(ctx, l.s, "layer "+l.rec.Desc.Digest.String(), func(ctx context.Context) (*layerState, error) {
+		if st := l.state.Load(); st != nil {
+			return st, nil
+		}
+		return l.load(ctx)
+	})
+}
+
+// load opens the layer: from its index on this disk, else from the index that it
+// has in its registry, else by starting a streaming pass.
+func (l *layer) load(ctx context.Context) (*layerState, error) {
+	h := l.rec.Desc.Digest
+	idx, err := unionfs.Open(l.s.cache.Path(cache.Index, h))
+	if err == nil && hex.EncodeToString(digestOf(idx.Meta().Blob)) == h.Hex {
+		return l.adopt(idx)
+	}
+	if err == nil || errors.Is(err, unionfs.ErrDamaged) {
+		l.s.log.Warn("layer index damaged, it is made again", "layer", h.String(), "err", err)
+		if err := l.s.cache.Remove(cache.Index, h); err != nil {
+			return nil, err
+		}
+	} else if !errors.Is(err, iofs.ErrNotExist) {
+		return nil, err
+	}
+	b, err := unionfs.NewBuilder(l.s.cache.TempDir())
+	if err != nil {
+		return nil, err
+	}
+	if l.rec.Desc.Size == 0 {
+		return l.compile(b, fetch.FormatTar) // an empty layer has nothing to fetch
+	}
+	format, why, err := fetch.Index(ctx, l.remote(), b)
+	if err == nil && format != 0 {
+		return l.compile(b, format)
+	}
+	b.Close()
+	if err != nil {
+		return nil, err
+	}
+	return l.stream(why)
+}
+
+// remote is the layer as its registry has it.
+func (l *layer) remote() fetch.Layer {
+	return fetch.Layer{Blob: newSources(l.s.client, l.rec), Desc: l.rec.Desc, DiffID: l.rec.DiffID}
+}
+
+// compile writes the index that b holds, and opens it. It closes b.
+func (l *layer) compile(b *unionfs.Builder, format fetch.Format) (*layerState, error) {
+	defer b.Close()
+	idx, err := l.install(b, format)
+	if err != nil {
+		return nil, err
+	}
+	return l.adopt(idx)
+}
+
+// install writes b as the layer's index. When the disk is full the index lives
+// in memory: a full disk stops caching, not reading.
+func (l *layer) install(b *unionfs.Builder, format fetch.Format) (*unionfs.Index, error) {
+	m := unionfs.Meta{BlobSize: l.rec.Desc.Size, Format: uint8(format)}
+	for dst, h := range map[*unionfs.Digest]v1.Hash{&m.Blob: l.rec.Desc.Digest, &m.DiffID: l.rec.DiffID} {
+		if raw, err := hex.DecodeString(h.Hex); err == nil {
+			copy(dst[:], raw)
+		}
+	}
+	write := func(f *os.File) error { return b.Write(f, m) }
+	err := l.s.cache.Install(cache.Index, l.rec.Desc.Digest, write)
+	if err == nil {
+		return unionfs.Open(l.s.cache.Path(cache.Index, l.rec.Desc.Digest))
+	}
+	if !isFull(err) {
+		return nil, err
+	}
+	l.s.log.Warn("no space for a layer index, it is kept in memory", "layer", l.rec.Desc.Digest.String(), "err", err)
+	path, done, err := inMemory(write)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return unionfs.Open(path)
+}
+
+// isFull reports whether err says that the disk has no room.
+func isFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, cache.ErrFull)
+}
+
+// inMemory writes a file that exists in memory only, and returns a path that
+// opens it until done is called.
+func inMemory(write func(*os.File) error) (path string, done func(), err error) {
+	fd, err := unix.MemfdCreate("imgfs-index", unix.MFD_CLOEXEC)
+	if err != nil {
+		return "", nil, os.NewSyscallError("memfd_create", err)
+	}
+	path = fmt.Sprintf("/proc/self/fd/%d", fd)
+	f := os.NewFile(uintptr(fd), path)
+	if err := write(f); err != nil {
+		f.Close()
+		return "", nil, err
+	}
+	return path, func() { f.Close() }, nil
+}
+
+// adopt makes a compiled index the layer's state.
+func (l *layer) adopt(idx *unionfs.Index) (*layerState, error) {
+	pack, err := l.s.cache.Pack(l.rec.Desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	st := &layerState{idx: idx,
+		reader: fetch.NewReader(l.remote(), idx, pack, l.s.cache, fetch.ReaderOptions{Strict: l.s.o.Strict})}
+	l.s.mu.Lock()
+	for _, n := range idx.XattrNameSet() {
+		l.s.xattrs[n] = true
+	}
+	l.s.mu.Unlock()
+	if l.rec.Expanded == nil {
+		if err := l.s.cat.setExpanded(l.rec.Desc.Digest, idx.Stats().Expanded); err != nil {
+			return nil, err
+		}
+	}
+	l.state.Store(st)
+	return st, nil
+}
+
+// stream starts a pass over a layer that has no index.
+func (l *layer) stream(why string) (*layerState, error) {
+	l.s.log.Info("layer is streamed", "layer", l.rec.Desc.Digest.String(), "why", why)
+	b, err := unionfs.NewBuilder(l.s.cache.TempDir())
+	if err != nil {
+		return nil, err
+	}
+	pack, err := l.s.cache.Pack(l.rec.Desc.Digest)
+	if err != nil {
+		b.Close()
+		return nil, err
+	}
+	st := &layerState{builder: b, settled: make(chan struct{})}
+	st.pass = fetch.StartPass(l.remote(), b, pack, l.s.cache)
+	l.state.Store(st)
+	l.s.tasks.Go(func() { l.finish(st, pack) })
+	return st, nil
+}
+
+// finish waits for a pass and compiles what it brought. After a pass that failed
+// the layer is closed again, so that its next use makes another attempt.
+func (l *layer) finish(st *layerState, pack *cache.Pack) {
+	defer pack.Close()
+	defer close(st.settled)
+	st.err = l.settle(st)
+	if st.err != nil {
+		l.state.Store(nil)
+	}
+	if (st.err != nil || st.replaced > 0) && l.s.ctx.Err() == nil {
+		l.s.dropLayer(l, st.err)
+	}
+}
+
+func (l *layer) settle(st *layerState) (err error) {
+	defer recovered(&err)
+	defer st.builder.Close()
+	if err := st.pass.Wait(context.Background()); err != nil {
+		return err
+	}
+	st.replaced = st.builder.Replaced()
+	_, err = l.compile(st.builder, st.pass.Format())
+	return err
+}
+
+// dropLayer tells that what was said of a layer is no longer true.
+func (s *Store) dropLayer(l *layer, err error) {
+	s.mu.Lock()
+	var names []Name
+	for _, v := range s.views {
+		for _, il := range v.image.rec.Layers {
+			if il.Seq == l.rec.Seq {
+				names = append(names, v.name)
+				break
+			}
+		}
+	}
+	s.mu.Unlock()
+	for _, n := range names {
+		s.tell(Event{Name: n, Err: err, Drop: true})
+	}
+}
+
+// stop ends the layer's pass, if it has one.
+func (l *layer) stop() {
+	if st := l.state.Load(); st != nil && st.pass != nil {
+		st.pass.Close()
+	}
+}
+
+func (l *layer) close() {
+	if st := l.state.Load(); st != nil && st.idx != nil {
+		st.reader.Close()
+		st.idx.Close()
+	}
+}
+
+func digestOf(d unionfs.Digest) []byte { return d[:] }
+
+// sources reads a blob from the first of several repositories that has it.
+type sources struct {
+	blobs []*fetch.Blob
+	size  int64
+}
+
+func newSources(c *fetch.Client, rec layerRecord) *sources {
+	s := &sources{size: rec.Desc.Size}
+	for _, r := range rec.Repos {
+		repo, err := name.NewRepository(r)
+		if err != nil {
+			continue
+		}
+		s.blobs = append(s.blobs, c.Blob(repo, rec.Desc))
+	}
+	return s
+}
+
+// Size is the size of the blob in bytes.
+func (s *sources) Size() int64 { return s.size }
+
+// Range returns n bytes from off.
+func (s *sources) Range(ctx context.Context, p fetch.Priority, off, n int64) (io.ReadCloser, error) {
+	return s.first(func(b *fetch.Blob) (io.ReadCloser, error) { return b.Range(ctx, p, off, n) })
+}
+
+// Stream returns the blob from off.
+func (s *sources) Stream(ctx context.Context, p fetch.Priority, off int64) (io.ReadCloser, error) {
+	return s.first(func(b *fetch.Blob) (io.ReadCloser, error) { return b.Stream(ctx, p, off) })
+}
+
+// first tries the repositories in turn, while they do not have the blob or do
+// not let us read it.
+func (s *sources) first(open func(*fetch.Blob) (io.ReadCloser, error)) (r io.ReadCloser, err error) {
+	err = fmt.Errorf("images: no repository known for the layer: %w", iofs.ErrNotExist)
+	for _, b := range s.blobs {
+		r, err = open(b)
+		if err == nil || (!errors.Is(err, iofs.ErrNotExist) && !errors.Is(err, iofs.ErrPermission)) {
+			return r, err
+		}
+	}
+	return nil, err
+}
