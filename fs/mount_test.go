@@ -90,6 +90,7 @@ func (w *world) mount() {
 		if err := s.Unmount(); err != nil {
 			w.t.Errorf("unmount: %v", err)
 			syscall.Unmount(w.dir, syscall.MNT_DETACH)
+			return // what is busy would keep the server for ever
 		}
 		s.Serve()
 		if err := store.Close(); err != nil {
@@ -297,7 +298,6 @@ func TestMkdirRmdir(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer held.Close()
 			w.wantErr("rmdir of a repository", os.Remove(w.path("debian")), syscall.ENOTEMPTY)
 			w.wantErr("rm -rf", os.RemoveAll(w.path("debian", "12", "a")), syscall.EROFS)
 			if err := syscall.Rmdir(w.path("debian", "12")); err != nil {
@@ -308,6 +308,7 @@ func TestMkdirRmdir(t *testing.T) {
 			if got, err := io.ReadAll(held); string(got) != "a" || err != nil {
 				t.Errorf("reading a file of a removed image = %q, %v", got, err)
 			}
+			held.Close()
 			eventually(t, "the root lists only .imgfs", func() bool { return slices.Equal(w.list(w.dir), []string{".imgfs"}) })
 			w.restart()
 			_, err = os.Stat(w.path("debian", "12"))
@@ -356,16 +357,11 @@ func TestReadOnly(t *testing.T) {
 	defer f.Close()
 	_, err = f.WriteAt([]byte("y"), 0)
 	w.wantErr("write", err, syscall.EROFS)
-	m, err := unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		t.Fatal(err)
+	// A shared mapping is tried by another process, in the integration tests: a
+	// page fault on our own mount would stop this one for good.
+	if w.read(a)[0] != 'x' {
+		t.Error("a refused write is seen")
 	}
-	m[0] = 'y'
-	if err := unix.Msync(m, unix.MS_SYNC); err == nil {
-		t.Error("msync of a changed page of a read-only file succeeded")
-	}
-	unix.Munmap(m)
-	eventually(t, "other readers see the image's bytes", func() bool { return w.read(a)[0] == 'x' })
 }
 
 func TestXattrs(t *testing.T) {

@@ -129,7 +129,7 @@ func (s *namespace) ask(dir, name string, force bool) (found, error) {
 		}
 	}
 	path := join(dir, name)
-	host, rest := images.SplitHost(path)
+	_, rest := images.SplitHost(path)
 	if dir == "" || rest != "" && !strings.Contains(rest, "/") {
 		// A registry, or the first component of a path in one: nothing to ask for.
 		if rest == "" || images.ValidComponent(name) {
@@ -140,38 +140,32 @@ func (s *namespace) ask(dir, name string, force bool) (found, error) {
 	if !images.ValidRepo(path) {
 		return found{}, errors.Join(denied, iofs.ErrNotExist)
 	}
-	return s.askDir(host, dir, path, denied)
+	return s.askDir(dir, path, denied)
 }
 
 // askDir finds out whether path, which is no tag, is a directory.
-func (s *namespace) askDir(host, dir, path string, denied error) (found, error) {
-	nothing := errors.Join(denied, iofs.ErrNotExist)
-	has, err := s.f.store.HasRepository(background(), path)
-	if err != nil && !errors.Is(err, iofs.ErrPermission) {
+func (s *namespace) askDir(dir, path string, denied error) (found, error) {
+	kind, err := s.f.store.Probe(background(), path)
+	if err != nil {
 		return found{}, err
 	}
-	if has {
+	if kind == images.PathUnknown && strings.Count(path, "/") <= maxGuess {
+		// Below a repository a name is taken for a tag that is not there,
+		// elsewhere for a namespace.
+		above := images.PathNothing
+		if images.ValidRepo(dir) {
+			if above, err = s.f.store.Probe(background(), dir); err != nil {
+				return found{}, err
+			}
+		}
+		if above != images.PathRepository {
+			kind = images.PathNamespace
+		}
+	}
+	if kind == images.PathRepository || kind == images.PathNamespace {
 		return found{kind: foundVirtual, path: path}, nil
 	}
-	if host == "" {
-		return found{}, nothing // Docker Hub has no deeper namespaces
-	}
-	has, known, err := s.f.store.HasNamespace(background(), path)
-	if err != nil && !errors.Is(err, iofs.ErrPermission) {
-		return found{}, err
-	}
-	if has {
-		return found{kind: foundVirtual, path: path}, nil
-	}
-	if known || strings.Count(path, "/") > maxGuess {
-		return found{}, nothing
-	}
-	// The registry does not tell. Below a repository a name is taken for a tag
-	// that is not there, elsewhere for a namespace.
-	if isRepo, err := s.f.store.HasRepository(background(), dir); err == nil && isRepo {
-		return found{}, nothing
-	}
-	return found{kind: foundVirtual, path: path}, nil
+	return found{}, errors.Join(denied, iofs.ErrNotExist)
 }
 
 // pull brings n, unless it was removed or is known to be missing and force is

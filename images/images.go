@@ -69,6 +69,7 @@ type Store struct {
 	images   map[v1.Hash]*image
 	layers   map[uint32]*layer
 	negative map[Name]negative
+	probes   map[string]probe
 	watch    func(Event)
 	xattrs   map[string]bool // names of extended attributes that some open layer has
 }
@@ -111,7 +112,8 @@ func Open(o Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{o: o, platform: p, cache: c, cat: cat, client: client, log: o.Log, views: map[uint32]*View{},
-		images: map[v1.Hash]*image{}, layers: map[uint32]*layer{}, negative: map[Name]negative{}, xattrs: map[string]bool{}}
+		images: map[v1.Hash]*image{}, layers: map[uint32]*layer{}, negative: map[Name]negative{},
+		probes: map[string]probe{}, xattrs: map[string]bool{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil
 }

@@ -33,14 +33,16 @@ var (
 	componentRE = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$`)
 	tagRE       = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
 	digestRE    = regexp.MustCompile(`^@sha256:[0-9a-f]{64}$`)
-	hostRE      = regexp.MustCompile(`^(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?$`)
+	hostRE      = regexp.MustCompile(`^(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?$`)
 )
 
-// maxRepo is the longest repository path (distribution's limit for a name).
-const maxRepo = 255
+const (
+	maxRepo      = 255 // the longest repository path, distribution's limit for a name
+	maxComponent = 128 // and one component of it; no registry is known to take more
+)
 
 // ValidComponent reports whether s can be a component of a repository's path.
-func ValidComponent(s string) bool { return len(s) <= maxRepo && componentRE.MatchString(s) }
+func ValidComponent(s string) bool { return len(s) <= maxComponent && componentRE.MatchString(s) }
 
 // ValidTag reports whether s can be a tag, or a digest written "@sha256:…".
 func ValidTag(s string) bool { return tagRE.MatchString(s) || digestRE.MatchString(s) }

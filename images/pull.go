@@ -144,40 +144,6 @@ func (s *Store) Missing(n Name) error {
 func (s *Store) rememberMissing(n Name, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
-	if len(s.negative) >= maxNegative {
-		for k, neg := range s.negative {
-			if now.After(neg.until) || len(s.negative) >= maxNegative {
-				delete(s.negative, k)
-			}
-		}
-	}
-	s.negative[n] = negative{until: now.Add(negativeTTL), err: err}
-}
-
-// HasRepository asks the registry whether it has the repository at path.
-func (s *Store) HasRepository(ctx context.Context, path string) (bool, error) {
-	repo, err := repository(path)
-	if err != nil {
-		return false, err
-	}
-	probe := Name{Repo: path} // no tag: remembers that the repository itself is not there
-	if s.Missing(probe) != nil {
-		return false, nil
-	}
-	has, err := s.client.HasRepository(ctx, repo)
-	if err == nil && !has {
-		s.rememberMissing(probe, iofs.ErrNotExist)
-	}
-	return has, err
-}
-
-// HasNamespace asks the registry whether it has repositories below path. known
-// is false when the registry does not tell.
-func (s *Store) HasNamespace(ctx context.Context, path string) (has, known bool, err error) {
-	repo, err := repository(path)
-	if err != nil {
-		return false, false, err
-	}
-	return s.client.HasNamespace(ctx, repo.Registry, repo.RepositoryStr())
+	shrink(s.negative, func(neg negative) time.Time { return neg.until })
+	s.negative[n] = negative{until: time.Now().Add(negativeTTL), err: err}
 }
