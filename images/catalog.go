@@ -24,8 +24,8 @@ var (
 	bucketTombs  = []byte("tombs")  // Name.key -> time of removal
 	bucketImages = []byte("images") // manifest digest -> imageRecord
 	bucketUses   = []byte("uses")   // manifest digest 0x00 Name.key -> nothing: the names of an image
-	bucketLayers = []byte("layers") // blob digest -> layerRecord
-	bucketLayer  = []byte("layer")  // layer sequence -> blob digest
+	bucketLayers = []byte("layers") // layerKey -> layerRecord
+	bucketLayer  = []byte("layer")  // layer sequence -> layerKey
 	bucketViews  = []byte("views")  // manifest digest 0x00 Name.key -> view sequence
 	bucketView   = []byte("view")   // view sequence -> viewRecord
 	bucketNodes  = []byte("nodes")  // path -> node number
@@ -221,7 +221,7 @@ func (c *catalog) put(n Name, p pulled) error {
 }
 
 func putLayer(tx *bbolt.Tx, desc v1.Descriptor, diffID v1.Hash, repo string) (uint32, error) {
-	key := []byte(desc.Digest.String())
+	key := []byte(layerKey(desc).String())
 	var rec layerRecord
 	ok, err := load(tx, bucketLayers, key, &rec)
 	if err != nil {
@@ -333,11 +333,11 @@ func (c *catalog) names(digest v1.Hash) (list []Name) {
 // layer returns the record of the layer with this sequence number.
 func (c *catalog) layer(seq uint32) (rec layerRecord, ok bool, err error) {
 	err = c.db.View(func(tx *bbolt.Tx) error {
-		digest := tx.Bucket(bucketLayer).Get(seqKey(uint64(seq)))
-		if digest == nil {
+		key := tx.Bucket(bucketLayer).Get(seqKey(uint64(seq)))
+		if key == nil {
 			return nil
 		}
-		ok, err = load(tx, bucketLayers, digest, &rec)
+		ok, err = load(tx, bucketLayers, key, &rec)
 		return err
 	})
 	return rec, ok, err

@@ -208,13 +208,13 @@ func (im *image) openTree(indexes []*unionfs.Index) (*unionfs.Tree, error) {
 	return unionfs.OpenTree(path, indexes)
 }
 
-// treeKey names the tree of a stack of layers. It is made of blob digests, not
-// of diffIDs as a chain ID is: two blobs with one diffID have two indexes, with
-// numbers of their own.
+// treeKey names the tree of a stack of layers. It is made of what the layers are
+// known by, not of diffIDs as a chain ID is: two blobs with one diffID have two
+// indexes, with numbers of their own.
 func (im *image) treeKey() v1.Hash {
 	chain := make([]byte, 0, 72*len(im.rec.Layers))
 	for _, l := range im.rec.Layers {
-		chain = append(append(chain, l.Desc.Digest.String()...), ' ')
+		chain = append(append(chain, layerKey(l.Desc).String()...), ' ')
 	}
 	return sha256Hash(chain)
 }
@@ -226,7 +226,7 @@ func (im *image) damaged(err error) {
 	im.s.log.Error("image is made again", "image", im.digest.String(), "err", err)
 	for _, l := range im.layers {
 		if st := l.state.Load(); st != nil && st.idx != nil && st.idx.Verify() != nil {
-			im.s.cache.Remove(cache.Index, l.rec.Desc.Digest)
+			im.s.cache.Remove(cache.Index, l.key())
 			l.state.CompareAndSwap(st, nil)
 		}
 	}

@@ -86,7 +86,7 @@ func (l *layer) open(ctx context.Context) (*layerState, error) {
 	if st := l.state.Load(); st != nil {
 		return st, nil
 	}
-	return flight(ctx, l.s, "layer "+l.rec.Desc.Digest.String(), func(ctx context.Context) (*layerState, error) {
+	return flight(ctx, l.s, "layer "+l.key().String(), func(ctx context.Context) (*layerState, error) {
 		if st := l.state.Load(); st != nil {
 			return st, nil
 		}
@@ -97,9 +97,9 @@ func (l *layer) open(ctx context.Context) (*layerState, error) {
 // load opens the layer: from its index on this disk, else from the index that it
 // has in its registry, else by starting a streaming pass.
 func (l *layer) load(ctx context.Context) (*layerState, error) {
-	h := l.rec.Desc.Digest
+	h := l.key()
 	idx, err := unionfs.Open(l.s.cache.Path(cache.Index, h))
-	if err == nil && hex.EncodeToString(digestOf(idx.Meta().Blob)) == h.Hex {
+	if err == nil && idx.Meta().Blob == rawDigest(l.rec.Desc.Digest) {
 		return l.adopt(idx)
 	}
 	if err == nil || errors.Is(err, unionfs.ErrDamaged) {
@@ -146,16 +146,12 @@ func (l *layer) compile(b *unionfs.Builder, format fetch.Format) (*layerState, e
 // install writes b as the layer's index. When the disk is full the index lives
 // in memory: a full disk stops caching, not reading.
 func (l *layer) install(b *unionfs.Builder, format fetch.Format) (*unionfs.Index, error) {
-	m := unionfs.Meta{BlobSize: l.rec.Desc.Size, Format: uint8(format)}
-	for dst, h := range map[*unionfs.Digest]v1.Hash{&m.Blob: l.rec.Desc.Digest, &m.DiffID: l.rec.DiffID} {
-		if raw, err := hex.DecodeString(h.Hex); err == nil {
-			copy(dst[:], raw)
-		}
-	}
+	m := unionfs.Meta{Blob: rawDigest(l.rec.Desc.Digest), DiffID: rawDigest(l.rec.DiffID), BlobSize: l.rec.Desc.Size,
+		Format: uint8(format)}
 	write := func(f *os.File) error { return b.Write(f, m) }
-	err := l.s.cache.Install(cache.Index, l.rec.Desc.Digest, write)
+	err := l.s.cache.Install(cache.Index, l.key(), write)
 	if err == nil {
-		return unionfs.Open(l.s.cache.Path(cache.Index, l.rec.Desc.Digest))
+		return unionfs.Open(l.s.cache.Path(cache.Index, l.key()))
 	}
 	if !isFull(err) {
 		return nil, err
@@ -192,7 +188,7 @@ func inMemory(write func(*os.File) error) (path string, done func(), err error) 
 
 // adopt makes a compiled index the layer's state.
 func (l *layer) adopt(idx *unionfs.Index) (*layerState, error) {
-	pack, err := l.s.cache.Pack(l.rec.Desc.Digest)
+	pack, err := l.s.cache.Pack(l.key())
 	if err != nil {
 		return nil, err
 	}
@@ -204,7 +200,7 @@ func (l *layer) adopt(idx *unionfs.Index) (*layerState, error) {
 	}
 	l.s.mu.Unlock()
 	if l.rec.Expanded == nil {
-		if err := l.s.cat.setExpanded(l.rec.Desc.Digest, idx.Stats().Expanded); err != nil {
+		if err := l.s.cat.setExpanded(l.key(), idx.Stats().Expanded); err != nil {
 			return nil, err
 		}
 	}
@@ -219,7 +215,7 @@ func (l *layer) stream(why string) (*layerState, error) {
 	if err != nil {
 		return nil, err
 	}
-	pack, err := l.s.cache.Pack(l.rec.Desc.Digest)
+	pack, err := l.s.cache.Pack(l.key())
 	if err != nil {
 		b.Close()
 		return nil, err
@@ -288,7 +284,42 @@ func (l *layer) close() {
 	}
 }
 
-func digestOf(d unionfs.Digest) []byte { return d[:] }
+// rawDigest is h as unionfs has it; zero when h is no SHA-256.
+func rawDigest(h v1.Hash) (d unionfs.Digest) {
+	if raw, err := hex.DecodeString(h.Hex); err == nil && h.Algorithm == "sha256" && len(raw) == len(d) {
+		copy(d[:], raw)
+	}
+	return d
+}
+
+// The annotations by which a manifest vouches for the index inside a layer's
+// blob.
+var tocAnnotations = []string{
+	"containerd.io/snapshot/stargz/toc.digest",
+	"io.github.containers.zstd-chunked.manifest-checksum",
+	"io.github.containers.zstd-chunked.manifest-position",
+}
+
+// layerKey is what a layer is known by here: its index, its pack, its sequence.
+//
+// It is the blob's digest, except when the manifest names an index inside the
+// blob. Then the blob is never read whole and its digest never checked: what is
+// trusted is the manifest's word for the index. So that word is part of the key,
+// else a manifest of one image could say what is in the layers of another.
+func layerKey(desc v1.Descriptor) v1.Hash {
+	word := ""
+	for _, name := range tocAnnotations {
+		if v := desc.Annotations[name]; v != "" {
+			word += "\n" + name + "=" + v
+		}
+	}
+	if word == "" {
+		return desc.Digest
+	}
+	return sha256Hash([]byte(desc.Digest.String() + word))
+}
+
+func (l *layer) key() v1.Hash { return layerKey(l.rec.Desc) }
 
 // sources reads a blob from the first of several repositories that has it.
 type sources struct {

@@ -7,6 +7,7 @@ import (
 	iofs "io/fs"
 
 	"github.com/imgfs/imgfs/cache"
+	"github.com/imgfs/imgfs/fetch"
 	"github.com/imgfs/imgfs/unionfs"
 )
 
@@ -517,7 +518,7 @@ func (s *Store) readLive(ctx context.Context, st *layerState, id unionfs.ID, p [
 		return 0, errSettled
 	default:
 	}
-	if errors.Is(err, iofs.ErrClosed) {
+	if errors.Is(err, iofs.ErrClosed) || errors.Is(err, fetch.ErrNotKept) {
 		if werr := s.wait(ctx, st.settled, nil, st.progress); werr != nil {
 			return 0, werr
 		}
@@ -533,7 +534,7 @@ func (s *Store) readLive(ctx context.Context, st *layerState, id unionfs.ID, p [
 func (l *layer) damaged(st *layerState, err error) {
 	l.s.log.Error("layer index is made again", "layer", l.rec.Desc.Digest.String(), "err", err)
 	if l.state.CompareAndSwap(st, nil) {
-		if err := l.s.cache.Remove(cache.Index, l.rec.Desc.Digest); err != nil {
+		if err := l.s.cache.Remove(cache.Index, l.key()); err != nil {
 			l.s.log.Error("removing a damaged layer index", "err", err)
 		}
 	}
