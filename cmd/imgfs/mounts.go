@@ -1,0 +1,138 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// fsType is what the mount table calls an imgfs mount.
+const fsType = "fuse.imgfs"
+
+// control is the directory of control files at the root of a mount.
+const control = ".imgfs"
+
+// mountFlag gives cmd the flag by which one of several mounts is chosen.
+func mountFlag(cmd *cobra.Command) {
+	cmd.Flags().String("mount", "", "the mount to use, by its `DIR` (default: $IMGFS_MOUNT, or the only one)")
+}
+
+// theMount is the directory of the mount that cmd is to use.
+func theMount(cmd *cobra.Command) (string, error) {
+	chosen, err := cmd.Flags().GetString("mount")
+	if err != nil {
+		return "", err
+	}
+	from := "--mount"
+	if chosen == "" {
+		chosen, from = os.Getenv("IMGFS_MOUNT"), "IMGFS_MOUNT"
+	}
+	if chosen != "" {
+		info, err := mountAt(chosen)
+		if err != nil {
+			return "", err
+		}
+		if info == nil {
+			return "", fmt.Errorf("%s %q: imgfs is not mounted there", from, chosen)
+		}
+		return info.Mountpoint, nil
+	}
+	mounts, err := allMounts()
+	if err != nil {
+		return "", err
+	}
+	var dirs []string
+	for _, m := range mounts {
+		if !slices.Contains(dirs, m.Mountpoint) {
+			dirs = append(dirs, m.Mountpoint)
+		}
+	}
+	switch len(dirs) {
+	case 0:
+		return "", errors.New("imgfs is not mounted; mount it with 'imgfs mount DIR'")
+	case 1:
+		return dirs[0], nil
+	}
+	return "", fmt.Errorf("several mounts: %s; choose one with --mount or IMGFS_MOUNT", strings.Join(dirs, ", "))
+}
+
+// allMounts are the imgfs mounts in the mount table, oldest first.
+func allMounts() ([]*mountinfo.Info, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter(fsType))
+	if err != nil {
+		return nil, fmt.Errorf("mount table: %w", err)
+	}
+	return mounts, nil
+}
+
+// mountAt is the imgfs mount on dir, the topmost if there are several; nil if
+// there is none. It never asks the server, which may not answer any more.
+func mountAt(dir string) (*mountinfo.Info, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("%q: %w", dir, err)
+	}
+	// Symbolic links on the way to the mount count, the mount itself is not asked.
+	if parent, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
+		abs = filepath.Join(parent, filepath.Base(abs))
+	}
+	mounts, err := allMounts()
+	if err != nil {
+		return nil, err
+	}
+	if at := topmost(mounts, abs); at != nil {
+		return at, nil
+	}
+	if target, err := os.Readlink(abs); err == nil {
+		if !filepath.IsAbs(target) {
+			target = filepath.Join(filepath.Dir(abs), target)
+		}
+		return topmost(mounts, filepath.Clean(target)), nil
+	}
+	return nil, nil
+}
+
+func topmost(mounts []*mountinfo.Info, dir string) *mountinfo.Info {
+	for _, m := range slices.Backward(mounts) {
+		if m.Mountpoint == dir {
+			return m
+		}
+	}
+	return nil
+}
+
+// unmount takes the mount on dir away, by the system call or, for a user, by
+// fusermount3. The error of a busy mount is unix.EBUSY.
+func unmount(dir string, flags int) error {
+	err := unix.Unmount(dir, flags|unix.UMOUNT_NOFOLLOW)
+	if !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	args := []string{"-u", "--", dir}
+	if flags&unix.MNT_DETACH != 0 {
+		args = slices.Insert(args, 1, "-z")
+	}
+	out, err := exec.Command("fusermount3", args...).CombinedOutput()
+	if err == nil {
+		return nil
+	}
+	text := strings.TrimSpace(string(out))
+	if strings.Contains(strings.ToLower(text), "busy") {
+		return unix.EBUSY
+	}
+	if text != "" {
+		return errors.New(text)
+	}
+	return err
+}
+
+// detach takes the mount off its path while those who use it keep it.
+func detach(dir string) error { return unmount(dir, unix.MNT_DETACH) }
