@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"time"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
@@ -37,7 +38,7 @@ func demoImages() (map[string]v1.Image, error) {
 // demoImage stacks layers; the first is made eStargz, the others plain gzip.
 func demoImage(layers ...[]demoFile) (v1.Image, error) {
 	img, err := mutate.ConfigFile(mutate.MediaType(empty.Image, types.OCIManifestSchema1), &v1.ConfigFile{
-		Architecture: "amd64", OS: "linux",
+		Architecture: runtime.GOARCH, OS: "linux",
 		Created: v1.Time{Time: demoTime},
 		RootFS:  v1.RootFS{Type: "layers"},
 		Config:  v1.Config{Env: []string{"PATH=/usr/bin:/bin"}, Cmd: []string{"/bin/hello"}},
