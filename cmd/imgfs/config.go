@@ -58,7 +58,7 @@ func (c *config) keys() *pflag.FlagSet {
 	f.StringVar(&c.modes, "modes", "safe", "with --allow-other, modes of files: `safe|exact` (without write bits, or as they are)")
 	f.BoolVar(&c.dev, "dev", false, "let device files work")
 	f.BoolVar(&c.suid, "suid", false, "let set-user-ID programs work")
-	f.DurationVar(&c.timeout, "timeout", time.Minute, "the longest that a read waits for a registry")
+	f.DurationVar(&c.timeout, "timeout", time.Minute, "the longest that a read waits for a registry without progress")
 	f.StringVar(&c.logLevel, "log-level", "info", "what to log: `debug|info|warn|error`")
 	f.StringVar(&c.logFile, "log-file", "", "write the log to `FILE` (default: imgfs.log in the cache directory; stderr with -f)")
 	f.BoolVar(&c.demo, "demo", false, "serve a small image from a registry inside the process: no Internet needed")
