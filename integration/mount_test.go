@@ -179,6 +179,28 @@ func (m *mount) rss() (size int64) {
 	return size
 }
 
+// reads counts the read calls of the mount's processes since they started, as the
+// kernel does: each FUSE message takes one, whether a counter of ours shows it or not.
+func (m *mount) reads() (n int64) {
+	m.t.Helper()
+	for _, pid := range m.pids() {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		for line := range strings.Lines(string(data)) {
+			if rest, ok := strings.CutPrefix(line, "syscr:"); ok {
+				calls, err := strconv.ParseInt(strings.TrimSpace(rest), 10, 64)
+				if err != nil {
+					m.t.Fatal(err)
+				}
+				n += calls
+			}
+		}
+	}
+	return n
+}
+
 // counters are what .imgfs/stats.json tells.
 type counters struct {
 	FUSE     map[string]int64

@@ -15,22 +15,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// warmWork are the three walks whose FUSE messages are counted.
-var warmWork = []struct {
+// A walk is a program that reads a tree.
+type walk struct {
 	name string
 	argv func(root string) []string
 	zero []string // opcodes that must not occur from the third run on
-}{
+}
+
+// warmWork are the three walks whose FUSE messages are counted.
+var warmWork = []walk{
 	{"find", func(root string) []string { return []string{"find", root} }, silent},
 	{"ls -lR", func(root string) []string { return []string{"ls", "-lR", root} }, nil},
 	{"tar c", func(root string) []string { return []string{"tar", "-C", root, "-c", "."} }, silent},
 }
 
-var silent = []string{"LOOKUP", "GETATTR", "OPEN", "OPENDIR", "READ"}
+var silent = []string{"LOOKUP", "GETATTR", "OPEN", "OPENDIR", "READ", "READDIR", "READDIRPLUS", "FLUSH", "RELEASE", "RELEASEDIR"}
 
 const (
 	warmRuns     = 4
-	maxGetxattrs = 20 // of one ls -lR
+	maxGetxattrs = 20  // of one ls -lR
+	maxReads     = 100 // of the server in a silent walk: reading the counters makes some
 )
 
 // TestWarm counts the FUSE messages of walks over a tree that is warm, and prints
@@ -42,19 +46,17 @@ func TestWarm(t *testing.T) {
 	m := startMount(t)
 	root := m.path(r.push(t, "nginx", "estargz"))
 	for _, w := range warmWork {
-		for run := 1; run <= warmRuns; run++ {
-			n := m.messages(func() { swallow(t, w.argv(root)[0], w.argv(root)[1:]...) })
-			t.Logf("%-7s run %d: %s", w.name, run, opcodes(n))
-			if run >= 3 {
-				for _, op := range w.zero {
-					if n[op] != 0 {
-						t.Errorf("%s, run %d: %d %s, want none", w.name, run, n[op], op)
-					}
-				}
+		// What the kernel drops for other programs' sake is asked for again; a
+		// server that is asked for ever fails each time.
+		var faults []string
+		for attempt := range 3 {
+			if faults = warmRun(t, m, w, root); len(faults) == 0 {
+				break
 			}
-			if w.name == "ls -lR" && n["GETXATTR"] >= maxGetxattrs {
-				t.Errorf("%s, run %d: %d GETXATTR, want fewer than %d", w.name, run, n["GETXATTR"], maxGetxattrs)
-			}
+			t.Logf("attempt %d: %s", attempt+1, strings.Join(faults, "; "))
+		}
+		for _, f := range faults {
+			t.Error(f)
 		}
 	}
 	over := overlay(t, "nginx")
@@ -64,13 +66,37 @@ func TestWarm(t *testing.T) {
 	}
 }
 
+// warmRun walks a tree several times, prints the messages, and returns what is
+// more than promised.
+func warmRun(t *testing.T, m *mount, w walk, root string) (faults []string) {
+	t.Helper()
+	for run := 1; run <= warmRuns; run++ {
+		before := m.reads()
+		n := m.messages(func() { swallow(t, w.argv(root)[0], w.argv(root)[1:]...) })
+		reads := m.reads() - before
+		t.Logf("%-7s run %d: %s(%d reads by the server)", w.name, run, opcodes(n), reads)
+		if run >= 3 && w.zero != nil && reads > maxReads {
+			faults = append(faults, fmt.Sprintf("%s, run %d: the server makes %d read calls: the kernel asks something that no counter shows", w.name, run, reads))
+		}
+		for _, op := range w.zero {
+			if run >= 3 && n[op] != 0 {
+				faults = append(faults, fmt.Sprintf("%s, run %d: %d %s, want none", w.name, run, n[op], op))
+			}
+		}
+		if w.name == "ls -lR" && n["GETXATTR"] >= maxGetxattrs {
+			faults = append(faults, fmt.Sprintf("%s, run %d: %d GETXATTR, want fewer than %d", w.name, run, n["GETXATTR"], maxGetxattrs))
+		}
+	}
+	return faults
+}
+
 func opcodes(n map[string]int64) string {
 	var b strings.Builder
 	for _, op := range slices.Sorted(maps.Keys(n)) {
 		fmt.Fprintf(&b, "%s %d ", op, n[op])
 	}
 	if b.Len() == 0 {
-		return "no message"
+		return "no message "
 	}
 	return b.String()
 }
