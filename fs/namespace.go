@@ -111,22 +111,21 @@ func (s *namespace) here(dir, name string) (found, error) {
 
 // ask finds name in dir, which is not here, by asking its registry: it pulls
 // the tag of that name, else looks whether it is a repository or a namespace.
+// With force it also asks again what is known to be missing or removed, and
+// takes a path that cannot be looked into for a namespace.
 func (s *namespace) ask(dir, name string, force bool) (found, error) {
 	n := images.Name{Repo: dir, Tag: name}
-	var denied error
+	refused := error(iofs.ErrNotExist) // why it is no tag
 	if n.Valid() {
 		err := s.pull(n, force)
-		switch {
-		case err == nil:
+		if err == nil {
 			return found{kind: foundImage, image: n}, nil
-		case errors.Is(err, iofs.ErrPermission):
-			denied = err
-		case !errors.Is(err, iofs.ErrNotExist):
+		}
+		no := errors.Is(err, iofs.ErrNotExist) || errors.Is(err, iofs.ErrPermission)
+		if !no || n.IsDigest() {
 			return found{}, err
 		}
-		if n.IsDigest() {
-			return found{}, err
-		}
+		refused = err
 	}
 	path := join(dir, name)
 	_, rest := images.SplitHost(path)
@@ -138,34 +137,39 @@ func (s *namespace) ask(dir, name string, force bool) (found, error) {
 		return found{}, iofs.ErrNotExist
 	}
 	if !images.ValidRepo(path) {
-		return found{}, errors.Join(denied, iofs.ErrNotExist)
+		return found{}, refused
 	}
-	return s.askDir(dir, path, denied)
-}
-
-// askDir finds out whether path, which is no tag, is a directory.
-func (s *namespace) askDir(dir, path string, denied error) (found, error) {
 	kind, err := s.f.store.Probe(background(), path)
 	if err != nil {
 		return found{}, err
 	}
-	if kind == images.PathUnknown && strings.Count(path, "/") <= maxGuess {
-		// Below a repository a name is taken for a tag that is not there,
-		// elsewhere for a namespace.
-		above := images.PathNothing
-		if images.ValidRepo(dir) {
-			if above, err = s.f.store.Probe(background(), dir); err != nil {
-				return found{}, err
-			}
+	if kind == images.PathUnknown {
+		guess, err := s.guess(dir, path)
+		if err != nil {
+			return found{}, err
 		}
-		if above != images.PathRepository {
+		if guess && (force || !errors.Is(refused, iofs.ErrPermission)) {
 			kind = images.PathNamespace
 		}
 	}
 	if kind == images.PathRepository || kind == images.PathNamespace {
 		return found{kind: foundVirtual, path: path}, nil
 	}
-	return found{}, errors.Join(denied, iofs.ErrNotExist)
+	return found{}, refused
+}
+
+// guess reports whether path, in a registry that does not list what it has, may
+// be a namespace: below a repository a name is taken for a tag that is not
+// there, elsewhere for a namespace.
+func (s *namespace) guess(dir, path string) (bool, error) {
+	if strings.Count(path, "/") > maxGuess {
+		return false, nil
+	}
+	if !images.ValidRepo(dir) {
+		return true, nil
+	}
+	kind, err := s.f.store.Probe(background(), dir)
+	return kind != images.PathRepository, err
 }
 
 // pull brings n, unless it was removed or is known to be missing and force is
@@ -173,16 +177,13 @@ func (s *namespace) askDir(dir, path string, denied error) (found, error) {
 func (s *namespace) pull(n images.Name, force bool) error {
 	if !force {
 		if _, removed, err := s.f.store.Here(n); err != nil || removed {
-			return errors.Join(err, iofs.ErrNotExist)
+			return errors.Join(err, fmt.Errorf("fs: %q was removed; mkdir brings it back: %w", n, iofs.ErrNotExist))
 		}
 		if err := s.f.store.Missing(n); err != nil {
 			return err
 		}
 	}
 	if err := s.f.store.Pull(background(), n); err != nil {
-		if s.f.errors.add(n.String(), "pull", errnoOf(err), err) {
-			s.f.log.Warn("pull failed", "image", n.String(), "err", err)
-		}
 		return err
 	}
 	s.f.log.Info("pulled", "image", n.String())
@@ -260,11 +261,19 @@ func (s *namespace) possible(dir, name string) bool {
 	return images.Name{Repo: dir, Tag: name}.Valid() || images.ValidComponent(name)
 }
 
-// refused turns the error of a walk into its errno, and keeps the reason.
+// refused turns the error of a walk into its errno, and keeps the reason. The
+// bare fs.ErrNotExist is for names that no registry was asked for.
 func (s *namespace) refused(dir, name string, err error) fuse.Status {
 	errno := errnoOf(err)
-	if errno != syscall.ENOENT {
-		s.f.errors.add(join(dir, name), "lookup", errno, err)
+	if err != iofs.ErrNotExist {
+		image := images.Name{Repo: dir, Tag: name}
+		what := join(dir, name)
+		if image.Valid() {
+			what = image.String()
+		}
+		if s.f.errors.add(what, "walk", errno, err) {
+			s.f.log.Warn("walk failed", "object", what, "errno", errno.Error(), "err", err)
+		}
 	}
 	return fuse.Status(errno)
 }
@@ -472,7 +481,7 @@ func (s *namespace) mkdirSpelled(dir, target string) fuse.Status {
 	if ok && n.Valid() {
 		if here, _, err := s.f.store.Here(n); err == nil && !here {
 			if err := s.pull(n, true); err != nil {
-				return fuse.Status(errnoOf(err))
+				return s.refused(n.Repo, n.Tag, err)
 			}
 		}
 	}

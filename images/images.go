@@ -82,8 +82,11 @@ type Event struct {
 	Drop bool  // what the kernel has cached below the name is no longer true
 }
 
+// ErrInUse reports a cache directory that another server has open.
+var ErrInUse = cache.ErrInUse
+
 // Open opens the images of a cache directory. One server at a time may have it
-// open: another one gets cache.ErrInUse.
+// open: another one gets ErrInUse.
 func Open(o Options) (*Store, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()

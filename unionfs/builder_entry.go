@@ -69,7 +69,7 @@ func (a *addition) setAttr(e *Entry) (reason string) {
 	case typeDir:
 		a.attr.Mode |= modeDir
 	case typeSymlink:
-		a.attr.Mode |= modeLink
+		a.attr.Mode = modeLink | 0o777 // a symbolic link has no permissions of its own on Linux, whatever the archive says
 		a.attr.Size = int64(len(e.Linkname))
 	case typeFifo:
 		a.attr.Mode |= modeFifo

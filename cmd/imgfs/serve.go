@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -115,7 +114,7 @@ func openStore(c *config, log *slog.Logger) (*images.Store, error) {
 		Timeout: c.timeout, Strict: c.verify == "strict",
 		UserAgent: "imgfs/" + release, Log: log,
 	})
-	if err != nil && strings.HasSuffix(err.Error(), "in use") { // images passes on the cache's sentinel, which is below our rooms
+	if errors.Is(err, images.ErrInUse) {
 		return nil, fmt.Errorf("%w by another imgfs; unmount that, or choose another --cache-dir", err)
 	}
 	return store, err
