@@ -5,13 +5,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	iofs "io/fs"
 	"os"
 	"sync/atomic"
 	"syscall"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
@@ -320,47 +318,3 @@ func layerKey(desc v1.Descriptor) v1.Hash {
 }
 
 func (l *layer) key() v1.Hash { return layerKey(l.rec.Desc) }
-
-// sources reads a blob from the first of several repositories that has it.
-type sources struct {
-	blobs []*fetch.Blob
-	size  int64
-}
-
-func newSources(c *fetch.Client, rec layerRecord) *sources {
-	s := &sources{size: rec.Desc.Size}
-	for _, r := range rec.Repos {
-		repo, err := name.NewRepository(r)
-		if err != nil {
-			continue
-		}
-		s.blobs = append(s.blobs, c.Blob(repo, rec.Desc))
-	}
-	return s
-}
-
-// Size is the size of the blob in bytes.
-func (s *sources) Size() int64 { return s.size }
-
-// Range returns n bytes from off.
-func (s *sources) Range(ctx context.Context, p fetch.Priority, off, n int64) (io.ReadCloser, error) {
-	return s.first(func(b *fetch.Blob) (io.ReadCloser, error) { return b.Range(ctx, p, off, n) })
-}
-
-// Stream returns the blob from off.
-func (s *sources) Stream(ctx context.Context, p fetch.Priority, off int64) (io.ReadCloser, error) {
-	return s.first(func(b *fetch.Blob) (io.ReadCloser, error) { return b.Stream(ctx, p, off) })
-}
-
-// first tries the repositories in turn, while they do not have the blob or do
-// not let us read it.
-func (s *sources) first(open func(*fetch.Blob) (io.ReadCloser, error)) (r io.ReadCloser, err error) {
-	err = fmt.Errorf("images: no repository known for the layer: %w", iofs.ErrNotExist)
-	for _, b := range s.blobs {
-		r, err = open(b)
-		if err == nil || (!errors.Is(err, iofs.ErrNotExist) && !errors.Is(err, iofs.ErrPermission)) {
-			return r, err
-		}
-	}
-	return nil, err
-}
