@@ -57,9 +57,9 @@ integration: deps ## the built binary against real registries and real images
 	$(ASROOT) $(GO) test -count=1 -timeout 25m ./integration/
 
 race: deps ## the integration tests against a server built with -race
-	$(ASROOT) env IMGFS_TEST_RACE=1 $(GO) test -count=1 -timeout 25m -run '^Test(Image|Sharing|Progressive|Restart|Hostile)' ./integration/
+	$(ASROOT) env IMGFS_TEST_RACE=1 $(GO) test -count=1 -timeout 25m -run '^Test(ReadersTogether|Sharing|Progressive|Hostile|DirectoryOperations)' ./integration/
 
-test: deps lint unit integration ## what continuous integration runs
+test: deps lint unit race integration ## what continuous integration runs
 
 bench: ## benchmarks of all rooms; compare two outputs with: go tool benchstat OLD NEW
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(rooms)

@@ -57,7 +57,7 @@ func (m *mount) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(binary(m.t), args...)
 	home := filepath.Join(filepath.Dir(m.dir), "home")
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "XDG_CONFIG_HOME=" + home, "XDG_CACHE_HOME=" + home, "DOCKER_CONFIG=" + home,
-		"TMPDIR=" + os.TempDir(), m.marker}
+		"TMPDIR=" + os.TempDir(), "GORACE=log_path=" + filepath.Join(home, "race"), m.marker}
 	return cmd
 }
 
@@ -114,6 +114,11 @@ func (m *mount) cleanup(top string) {
 	}
 	for _, pid := range m.pids() {
 		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	reports, _ := filepath.Glob(filepath.Join(top, "home/race.*"))
+	for _, r := range reports {
+		text, _ := os.ReadFile(r)
+		m.t.Errorf("the server has a data race:\n%s", text)
 	}
 	if err := os.RemoveAll(top); err != nil {
 		m.t.Error(err)
