@@ -84,6 +84,7 @@ func Mount(dir string, store *images.Store, o Options) (*Server, error) {
 		MaxReadAhead:         maxRequest,
 		MaxBackground:        128,
 		EnableSymlinkCaching: true,
+		DisableSplice:        true, // gains nothing, and a READ of the largest size does not fit into a pipe
 		DirectMount:          os.Geteuid() == 0,
 		Logger:               slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
 	}

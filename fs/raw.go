@@ -30,13 +30,15 @@ const (
 	opMkdir
 	opRmdir
 	opForget
+	opFlush
+	opIoctl
 	opOther
 	opCount
 )
 
 // opNames are the names of the counted operations, in their order.
 var opNames = [opCount]string{"LOOKUP", "GETATTR", "SETATTR", "READLINK", "OPEN", "READ", "WRITE", "STATFS", "GETXATTR",
-	"LISTXATTR", "OPENDIR", "READDIR", "READDIRPLUS", "MKDIR", "RMDIR", "FORGET", "OTHER"}
+	"LISTXATTR", "OPENDIR", "READDIR", "READDIRPLUS", "MKDIR", "RMDIR", "FORGET", "FLUSH", "IOCTL", "OTHER"}
 
 // counts are the messages of the kernel by operation.
 type counts [opCount]atomic.Int64
@@ -79,10 +81,7 @@ func (f *fileSystem) fillEntry(ino images.Ino, a *images.Attr, final bool, out *
 	out.NodeId = uint64(ino)
 	f.fill(ino, a, &out.Attr)
 	setTimeout(&out.EntryValid, &out.EntryValidNsec, day)
-	out.AttrValid, out.AttrValidNsec = 0, 0
-	if final {
-		setTimeout(&out.AttrValid, &out.AttrValidNsec, day)
-	}
+	setTimeout(&out.AttrValid, &out.AttrValidNsec, f.attrTimeout(final))
 }
 
 // Lookup finds a name in a directory.
@@ -138,14 +137,33 @@ func (f *fileSystem) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.At
 	}
 	var a images.Attr
 	final, err := f.store.Stat(background(), ino, &a)
+	if err == nil && !final && a.Implicit {
+		// No layer has named this directory so far, so that its times are not
+		// known. A walk does not ask for them (Lookup); who does waits, and never
+		// sees them change.
+		if err = f.store.Settle(background(), ino); err == nil {
+			final, err = f.store.Stat(background(), ino, &a)
+		}
+	}
 	if err != nil {
 		return f.fail(ino, "stat", err, dataErrno(err))
 	}
 	f.fill(ino, &a, &out.Attr)
-	if final {
-		setTimeout(&out.AttrValid, &out.AttrValidNsec, day)
-	}
+	setTimeout(&out.AttrValid, &out.AttrValidNsec, f.attrTimeout(final))
 	return fuse.OK
+}
+
+// attrTimeout is how long the kernel may keep attributes. Those of a layer that
+// has not passed whole are asked for again; where the kernel checks permissions
+// it asks at every step of a walk, and is spared that for a second.
+func (f *fileSystem) attrTimeout(final bool) time.Duration {
+	switch {
+	case final:
+		return day
+	case f.o.AllowOther:
+		return time.Second
+	}
+	return 0
 }
 
 // Readlink returns the target of a symbolic link.
@@ -343,11 +361,17 @@ func addDots(out *fuse.DirEntryList, pos int, dir, parent images.Ino, plus bool)
 	return true
 }
 
+// Flush answers ENOSYS, after which a close is no message.
+func (f *fileSystem) Flush(_ <-chan struct{}, _ *fuse.FlushIn) fuse.Status {
+	f.counts[opFlush].Add(1)
+	return fuse.ENOSYS
+}
+
 // Forget is nothing: nodeids are addresses.
 func (f *fileSystem) Forget(_, _ uint64) { f.counts[opForget].Add(1) }
 
 // Ioctl answers ENOTTY: python asks every file whether it is a terminal.
 func (f *fileSystem) Ioctl(_ <-chan struct{}, _ *fuse.IoctlIn, _ []byte, _ *fuse.IoctlOut, _ []byte) fuse.Status {
-	f.counts[opOther].Add(1)
+	f.counts[opIoctl].Add(1)
 	return fuse.Status(syscall.ENOTTY)
 }

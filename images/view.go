@@ -306,6 +306,16 @@ func (s *Store) Stat(ctx context.Context, ino Ino, a *Attr) (final bool, err err
 	return final, err
 }
 
+// Settle waits until no layer of dir's image is arriving any more.
+func (s *Store) Settle(ctx context.Context, dir Ino) error {
+	return s.withImage(ctx, dir, func(_ *View, st *imageState) error {
+		if st.tree == nil {
+			return errSettled
+		}
+		return nil
+	})
+}
+
 // Parent returns the directory that holds dir; dir itself for the root of an
 // image.
 func (s *Store) Parent(ctx context.Context, dir Ino) (parent Ino, err error) {
