@@ -114,6 +114,9 @@ func (c *Cache) handle(k key) (*Pack, error) {
 	return p, nil
 }
 
+// Hash is what the pack was opened by, and what [Location.Pack] names it by.
+func (p *Pack) Hash() v1.Hash { return p.key.hash() }
+
 // Close gives the pack back.
 func (p *Pack) Close() error {
 	p.c.mu.Lock()

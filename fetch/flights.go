@@ -229,7 +229,7 @@ func (r *Reader) share(ci *unionfs.ContentInfo) {
 	if _, ok := r.c.Find(ci.Digest); ok {
 		return
 	}
-	l := cache.Location{Pack: r.l.Desc.Digest, Off: ci.PackOff, Size: ci.Size, FirstChunk: ci.FirstChunk, NChunks: ci.NChunks}
+	l := cache.Location{Pack: r.pack.Hash(), Off: ci.PackOff, Size: ci.Size, FirstChunk: ci.FirstChunk, NChunks: ci.NChunks}
 	if r.format.Lazy() {
 		c, _, err := r.idx.Chunk(ci.FirstChunk)
 		if err != nil || ci.Size > maxVerify {

@@ -211,7 +211,7 @@ func (p *Pass) commit() error {
 		p.mu.Unlock()
 		return nil
 	}
-	p.store.share(p.b, p.c, p.l.Desc.Digest)
+	p.store.share(p.b, p.c, p.pack.Hash())
 	return nil
 }
 

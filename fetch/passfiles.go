@@ -249,7 +249,7 @@ func (p *Pass) settle(f *passFile, elsewhere bool) error {
 // elsewhere reports whether another pack has the content whole.
 func (p *Pass) elsewhere(digest unionfs.Digest) bool {
 	var one [1]byte
-	if l, ok := p.c.Find(digest); !ok || l.Pack == p.l.Desc.Digest {
+	if l, ok := p.c.Find(digest); !ok || l.Pack == p.pack.Hash() {
 		return false
 	}
 	ok, err := p.c.ReadShared(digest, one[:], 0)

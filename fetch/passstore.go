@@ -256,7 +256,7 @@ const shareBatch = 4096
 
 // share tells the cache where each content of the layer is, the digests of which
 // the pass has computed itself. It is a hint, so an error costs nothing but space.
-func (s *batches) share(b *unionfs.Builder, c *cache.Cache, blob v1.Hash) {
+func (s *batches) share(b *unionfs.Builder, c *cache.Cache, pack v1.Hash) {
 	batch := make([]cache.Shared, 0, min(len(s.files), shareBatch))
 	for i, id := range s.files {
 		ci, err := b.Content(id)
@@ -264,7 +264,7 @@ func (s *batches) share(b *unionfs.Builder, c *cache.Cache, blob v1.Hash) {
 			return
 		}
 		batch = append(batch, cache.Shared{Digest: ci.Digest, Location: cache.Location{
-			Pack: blob, Off: ci.PackOff, Size: ci.Size, FirstChunk: ci.FirstChunk, NChunks: ci.NChunks,
+			Pack: pack, Off: ci.PackOff, Size: ci.Size, FirstChunk: ci.FirstChunk, NChunks: ci.NChunks,
 		}})
 		if len(batch) == shareBatch || i == len(s.files)-1 {
 			if c.ShareMany(batch) != nil {

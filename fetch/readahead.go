@@ -127,7 +127,7 @@ func (w *walk) shared(ci *unionfs.ContentInfo) bool {
 // elsewhere reports whether a pack other than the layer's own may have a content.
 func (r *Reader) elsewhere(ci *unionfs.ContentInfo) bool {
 	l, ok := r.c.Find(ci.Digest)
-	return ok && l.Pack != r.l.Desc.Digest
+	return ok && l.Pack != r.pack.Hash()
 }
 
 // after collects what follows chunk n of content k.
