@@ -52,12 +52,14 @@ type imageRecord struct {
 
 type imageLayer struct {
 	Seq  uint32        `json:"seq"`
+	Key  v1.Hash       `json:"key"` // of the layer's record
 	Desc v1.Descriptor `json:"desc"`
 }
 
 // layerRecord is a layer of any number of images.
 type layerRecord struct {
 	Seq      uint32        `json:"seq"`
+	Key      v1.Hash       `json:"key"` // of this record, and of the layer's index and pack
 	Desc     v1.Descriptor `json:"desc"`
 	DiffID   v1.Hash       `json:"diffID"`
 	Repos    []string      `json:"repos"`              // repositories that have the blob, the latest first
@@ -186,11 +188,12 @@ type pulled struct {
 func (c *catalog) putLayers(p *pulled) error {
 	return c.db.Update(func(tx *bbolt.Tx) error {
 		for i := range p.image.Layers {
-			seq, err := putLayer(tx, p.image.Layers[i].Desc, p.diffIDs[i], p.repo)
+			l := &p.image.Layers[i]
+			rec, err := putLayer(tx, l.Desc, p.diffIDs[i], p.repo)
 			if err != nil {
 				return err
 			}
-			p.image.Layers[i].Seq = seq
+			l.Seq, l.Key = rec.Seq, rec.Key
 		}
 		return nil
 	})
@@ -220,21 +223,29 @@ func (c *catalog) put(n Name, p pulled) error {
 	})
 }
 
-func putLayer(tx *bbolt.Tx, desc v1.Descriptor, diffID v1.Hash, repo string) (uint32, error) {
-	key := []byte(layerKey(desc).String())
-	var rec layerRecord
-	ok, err := load(tx, bucketLayers, key, &rec)
+// putLayer records a layer. What an image says of it, its size and its diffID, is
+// proved when the layer arrives, not before. So an image that says something else
+// than an earlier one gets a layer of its own: one of them is wrong, and must not
+// stand in the way of the other.
+func putLayer(tx *bbolt.Tx, desc v1.Descriptor, diffID v1.Hash, repo string) (rec layerRecord, err error) {
+	key := layerKey(desc)
+	ok, err := load(tx, bucketLayers, []byte(key.String()), &rec)
+	if err == nil && ok && (rec.Desc.Size != desc.Size || rec.DiffID != diffID) {
+		key = sha256Hash(fmt.Appendf(nil, "%s %d %s", key, desc.Size, diffID))
+		rec = layerRecord{}
+		ok, err = load(tx, bucketLayers, []byte(key.String()), &rec)
+	}
 	if err != nil {
-		return 0, err
+		return rec, err
 	}
 	if !ok {
 		seq, err := next(tx, "layer", maxSeq)
 		if err != nil {
-			return 0, err
+			return rec, err
 		}
-		rec = layerRecord{Seq: uint32(seq), Desc: desc, DiffID: diffID}
-		if err := tx.Bucket(bucketLayer).Put(seqKey(seq), key); err != nil {
-			return 0, err
+		rec = layerRecord{Seq: uint32(seq), Key: key, Desc: desc, DiffID: diffID}
+		if err := tx.Bucket(bucketLayer).Put(seqKey(seq), []byte(key.String())); err != nil {
+			return rec, err
 		}
 	}
 	repos := []string{repo}
@@ -244,7 +255,7 @@ func putLayer(tx *bbolt.Tx, desc v1.Descriptor, diffID v1.Hash, repo string) (ui
 		}
 	}
 	rec.Repos = repos
-	return rec.Seq, store(tx, bucketLayers, key, rec)
+	return rec, store(tx, bucketLayers, []byte(key.String()), rec)
 }
 
 func putView(tx *bbolt.Tx, n Name, image v1.Hash) error {

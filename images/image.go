@@ -214,7 +214,7 @@ func (im *image) openTree(indexes []*unionfs.Index) (*unionfs.Tree, error) {
 func (im *image) treeKey() v1.Hash {
 	chain := make([]byte, 0, 72*len(im.rec.Layers))
 	for _, l := range im.rec.Layers {
-		chain = append(append(chain, layerKey(l.Desc).String()...), ' ')
+		chain = append(append(chain, l.Key.String()...), ' ')
 	}
 	return sha256Hash(chain)
 }

@@ -72,6 +72,7 @@ type Store struct {
 	probes   map[string]probe
 	watch    func(Event)
 	xattrs   map[string]bool // names of extended attributes that some open layer has
+	arriving map[*unionfs.Builder]bool
 }
 
 // Event is something that happened outside a call, that a mount may have to tell
@@ -116,7 +117,7 @@ func Open(o Options) (*Store, error) {
 	}
 	s := &Store{o: o, platform: p, cache: c, cat: cat, client: client, log: o.Log, views: map[uint32]*View{},
 		images: map[v1.Hash]*image{}, layers: map[uint32]*layer{}, negative: map[Name]negative{},
-		probes: map[string]probe{}, xattrs: map[string]bool{}}
+		probes: map[string]probe{}, xattrs: map[string]bool{}, arriving: map[*unionfs.Builder]bool{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil
 }

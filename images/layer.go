@@ -112,7 +112,7 @@ func (l *layer) load(ctx context.Context) (*layerState, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l.rec.Desc.Size == 0 {
+	if l.rec.Desc.Digest == emptyBlob {
 		return l.compile(b, fetch.FormatTar) // an empty layer has nothing to fetch
 	}
 	format, why, err := fetch.Index(ctx, l.remote(), b)
@@ -219,6 +219,9 @@ func (l *layer) stream(why string) (*layerState, error) {
 		return nil, err
 	}
 	st := &layerState{builder: b, settled: make(chan struct{})}
+	l.s.mu.Lock()
+	l.s.arriving[b] = true
+	l.s.mu.Unlock()
 	st.pass = fetch.StartPass(l.remote(), b, pack, l.s.cache)
 	l.state.Store(st)
 	l.s.tasks.Go(func() { l.finish(st, pack) })
@@ -231,6 +234,9 @@ func (l *layer) finish(st *layerState, pack *cache.Pack) {
 	defer pack.Close()
 	defer close(st.settled)
 	st.err = l.settle(st)
+	l.s.mu.Lock()
+	delete(l.s.arriving, st.builder)
+	l.s.mu.Unlock()
 	if st.err != nil {
 		l.state.Store(nil)
 	}
@@ -298,7 +304,8 @@ var tocAnnotations = []string{
 	"io.github.containers.zstd-chunked.manifest-position",
 }
 
-// layerKey is what a layer is known by here: its index, its pack, its sequence.
+// layerKey is what a layer is known by here: its index, its pack, its sequence,
+// unless images disagree about it (putLayer).
 //
 // It is the blob's digest, except when the manifest names an index inside the
 // blob. Then the blob is never read whole and its digest never checked: what is
@@ -317,4 +324,4 @@ func layerKey(desc v1.Descriptor) v1.Hash {
 	return sha256Hash([]byte(desc.Digest.String() + word))
 }
 
-func (l *layer) key() v1.Hash { return layerKey(l.rec.Desc) }
+func (l *layer) key() v1.Hash { return l.rec.Key }

@@ -36,6 +36,9 @@ var (
 	ErrUnreachable = fetch.ErrUnreachable
 )
 
+// emptyBlob is the digest of nothing.
+var emptyBlob = sha256Hash(nil)
+
 func sha256Hash(data []byte) v1.Hash {
 	sum := sha256.Sum256(data)
 	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])}
@@ -113,14 +116,16 @@ func (s *Store) describe(n Name, res *fetch.Image) (pulled, error) {
 		return p, fmt.Errorf("images: %q has %d layers, the limit is %d: %w", n, len(res.Manifest.Layers), maxLayers, iofs.ErrInvalid)
 	}
 	for i, desc := range res.Manifest.Layers {
+		if (desc.Size == 0) != (desc.Digest == emptyBlob) {
+			return p, fmt.Errorf("images: %q has a layer %s of %d bytes: %w", n, desc.Digest, desc.Size, iofs.ErrInvalid)
+		}
 		p.image.Layers = append(p.image.Layers, imageLayer{Desc: desc})
 		p.diffIDs = append(p.diffIDs, res.Config.RootFS.DiffIDs[i])
 		p.image.Size += desc.Size
 	}
 	if len(p.image.Layers) == 0 { // an image of nothing still has a root directory
-		empty := sha256Hash(nil)
-		p.image.Layers = []imageLayer{{Desc: v1.Descriptor{Digest: empty}}}
-		p.diffIDs = []v1.Hash{empty}
+		p.image.Layers = []imageLayer{{Desc: v1.Descriptor{Digest: emptyBlob}}}
+		p.diffIDs = []v1.Hash{emptyBlob}
 	}
 	return p, nil
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	iofs "io/fs"
+	"maps"
+	"slices"
 
 	"github.com/imgfs/imgfs/cache"
 	"github.com/imgfs/imgfs/fetch"
@@ -418,8 +420,12 @@ func (s *Store) withInode(ctx context.Context, ino Ino, f func(src unionfs.Layer
 			}
 			return f(l.idx, ref.ID)
 		}
-		if final, err := st.stack.Attr(ref, &Attr{}); err != nil || !final {
-			return errors.Join(err, errSettled)
+		final, err := st.stack.Attr(ref, &Attr{})
+		if err != nil {
+			return err
+		}
+		if !final {
+			return errSettled
 		}
 		return f(st.stack[ref.Layer], ref.ID)
 	})
@@ -454,11 +460,19 @@ func (s *Store) XattrNames(ctx context.Context, ino Ino) (names []string, err er
 }
 
 // CarriesXattr reports whether any layer that is open has an extended attribute
-// of this name.
+// of this name, as far as it has arrived.
 func (s *Store) CarriesXattr(name string) bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.xattrs[name]
+	carried := s.xattrs[name]
+	var arriving []*unionfs.Builder
+	if !carried {
+		arriving = slices.Collect(maps.Keys(s.arriving))
+	}
+	s.mu.Unlock()
+	for _, b := range arriving {
+		carried = carried || slices.Contains(b.XattrNameSet(), name)
+	}
+	return carried
 }
 
 // ReadAt reads the content of file ino. n < len(p) only at the end of the file.
