@@ -73,14 +73,18 @@ func (b *Blob) Range(ctx context.Context, p Priority, off, n int64) (io.ReadClos
 }
 
 // Stream returns the blob from off to its end, as Range does, but it may last:
-// ctx's deadline bounds it as a whole, Options.Timeout does not. Every silence
-// and the number of retries without progress are bounded.
+// ctx's deadline bounds it as a whole. Options.Timeout bounds how long it waits
+// for the registry, in Stream and in Read, without progress; then the error is
+// context.DeadlineExceeded. What it waits for a slot of the pool or because the
+// registry asked for a pause does not count.
 func (b *Blob) Stream(ctx context.Context, p Priority, off int64) (io.ReadCloser, error) {
 	if off < 0 || off > b.desc.Size {
 		return nil, b.failed(fail(iofs.ErrInvalid, "bytes from %d of %d", off, b.desc.Size))
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	return b.open(&body{b: b, ctx: ctx, cancel: cancel, class: class(p, true), off: off, end: b.desc.Size})
+	ctx, cancel := context.WithCancelCause(ctx)
+	r := &body{b: b, ctx: ctx, cancel: func() { cancel(context.Canceled) }, class: class(p, true), off: off, end: b.desc.Size}
+	r.wait = newPatience(b.c.o.Timeout, cancel)
+	return b.open(r)
 }
 
 func (b *Blob) open(r *body) (io.ReadCloser, error) {
@@ -130,6 +134,7 @@ type body struct {
 	ctx    context.Context // of the Range or Stream call: io.Reader has no other place for it
 	cancel context.CancelFunc
 	class  Priority
+	wait   *patience // of a Stream; nil: ctx has a deadline
 
 	off, end int64
 	ans      *answer // nil: to be connected
@@ -142,6 +147,9 @@ type body struct {
 // connect asks for what is missing.
 func (r *body) connect() *Error {
 	cl := r.b.call(r.class, r.off, r.end)
+	cl.wait = r.wait
+	r.wait.begin()
+	defer r.wait.end(0)
 	return r.b.c.run(r.ctx, r.b.repo.Registry, cl, func(ep *endpoint, a *answer) *Error {
 		part, err := r.accept(a, cl.last >= 0)
 		if err != nil {
@@ -179,7 +187,7 @@ func (r *body) accept(a *answer, ranged bool) (int64, *Error) {
 	if ranged {
 		r.b.noRanges.Store(true)
 	}
-	if _, err := io.CopyN(io.Discard, a, r.off); err != nil {
+	if _, err := io.CopyN(io.Discard, watched{a, r.wait}, r.off); err != nil {
 		return 0, netError(r.ctx, a.ctx, err)
 	}
 	return size - r.off, nil
@@ -202,8 +210,10 @@ func (r *body) Read(p []byte) (int, error) {
 				return 0, r.broken(err)
 			}
 		}
+		r.wait.begin()
 		n, err := r.ans.Read(p[:min(int64(len(p)), r.end-r.off, max(r.part, 1))])
 		n = int(min(int64(n), r.part)) // longer than promised: cut
+		r.wait.end(n)
 		r.off, r.part, r.since = r.off+int64(n), r.part-int64(n), r.since+int64(n)
 		if r.off == r.end {
 			r.ans.Close()
@@ -262,6 +272,7 @@ func (r *body) Close() error {
 		r.ans.Close()
 		r.ans = nil
 	}
+	r.wait.stop()
 	r.cancel()
 	if r.err == nil {
 		r.err = fmt.Errorf("fetch: reading a closed body: %w", iofs.ErrClosed)

@@ -113,7 +113,12 @@ func (e *Error) named(op, ref string) *Error {
 }
 
 // done is the error of an operation whose context has ended.
-func done(ctx context.Context) *Error { return &Error{Err: ctx.Err()} }
+func done(ctx context.Context) *Error {
+	if context.Cause(ctx) == errStalled {
+		return &Error{Err: errStalled}
+	}
+	return &Error{Err: ctx.Err()}
+}
 
 // urls finds what must not be shown of a URL: user info and query.
 var urls = regexp.MustCompile(`(?i)\b(https?://)(?:[^\s/?#"'@]*@)?([^\s?#"']*)(?:[?#][^\s"']*)?`)

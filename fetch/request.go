@@ -27,6 +27,7 @@ type call struct {
 	prefer  string    // key of the endpoint to ask first
 	avoid   string    // key of the endpoint to ask last
 	unasked bool      // for the registry itself only, not for mirrors
+	wait    *patience // does not count what is waited for a slot; may be nil
 }
 
 // pullScope is the scope of everything that is read from a repository.
@@ -126,7 +127,10 @@ func (c *Client) persist(ctx context.Context, ep *endpoint, cl *call, final bool
 			}
 			return err
 		}
-		if late := pauseFor(ctx, max(c.backoff(n), err.after), err); late != nil {
+		cl.wait.end(0)
+		late := pauseFor(ctx, max(c.backoff(n), err.after), err)
+		cl.wait.begin()
+		if late != nil {
 			return late
 		}
 		ep.state.retries.Add(1)
@@ -191,14 +195,25 @@ func (a *answer) fine() bool {
 	return a.StatusCode == http.StatusOK || a.StatusCode == http.StatusPartialContent
 }
 
-// exchange sends one request, in its turn.
-func (c *Client) exchange(ctx context.Context, ep *endpoint, cl *call, u *url.URL, cred *token) (*answer, *Error) {
-	if err := ep.state.ready(ctx); err != nil {
-		return nil, err
+// turn waits until the host may be asked, and for a slot, which release gives back.
+func (c *Client) turn(ctx context.Context, ep *endpoint, cl *call) (release func(), e *Error) {
+	cl.wait.end(0)
+	defer cl.wait.begin()
+	if e := ep.state.ready(ctx); e != nil {
+		return nil, e
 	}
 	release, err := ep.state.pool.acquire(ctx, cl.class)
 	if err != nil {
 		return nil, done(ctx)
+	}
+	return release, nil
+}
+
+// exchange sends one request, in its turn.
+func (c *Client) exchange(ctx context.Context, ep *endpoint, cl *call, u *url.URL, cred *token) (*answer, *Error) {
+	release, e := c.turn(ctx, ep, cl)
+	if e != nil {
+		return nil, e
 	}
 	req, err := http.NewRequest(http.MethodGet, u.String(), nil)
 	if err != nil {
