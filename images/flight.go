@@ -21,6 +21,7 @@ func flight[T any](ctx context.Context, s *Store, key string, f func(context.Con
 		}
 		return r.Val.(T), nil
 	case <-ctx.Done():
+		s.tasks.Go(func() { <-done }) // Close waits for it
 		return zero, ctx.Err()
 	}
 }

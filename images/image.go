@@ -221,8 +221,12 @@ func (im *image) treeKey() v1.Hash {
 
 // damaged is told of an image whose index or tree turned out to be damaged. It
 // removes the files that are, and closes the image, so that its next use makes
-// them again. Mappings stay until the store closes: other readers may use them.
-func (im *image) damaged(err error) {
+// them again. The mappings stay as long as the process: other readers may use
+// them.
+func (im *image) damaged(bad *imageState, err error) {
+	if !im.state.CompareAndSwap(bad, nil) {
+		return // somebody else was first
+	}
 	im.s.log.Error("image is made again", "image", im.digest.String(), "err", err)
 	for _, l := range im.layers {
 		if st := l.state.Load(); st != nil && st.idx != nil && st.idx.Verify() != nil {
@@ -231,7 +235,6 @@ func (im *image) damaged(err error) {
 		}
 	}
 	im.s.cache.Remove(cache.Tree, im.treeKey())
-	im.state.Store(nil)
 }
 
 func (im *image) close() {

@@ -21,8 +21,9 @@ import (
 // layer is one layer, opened at its first use and shared by all images that have
 // it.
 type layer struct {
-	s   *Store
-	rec layerRecord
+	s    *Store
+	rec  layerRecord
+	from *sources
 
 	// state is nil while the layer is not open. What a state refers to stays
 	// mapped until the store closes, so that no reader can lose it.
@@ -73,7 +74,7 @@ func (s *Store) layer(seq uint32) (*layer, error) {
 		return nil, iofs.ErrClosed
 	}
 	if s.layers[seq] == nil {
-		s.layers[seq] = &layer{s: s, rec: rec}
+		s.layers[seq] = &layer{s: s, rec: rec, from: newSources(s.client, rec)}
 	}
 	return s.layers[seq], nil
 }
@@ -100,13 +101,15 @@ func (l *layer) load(ctx context.Context) (*layerState, error) {
 	if err == nil && idx.Meta().Blob == rawDigest(l.rec.Desc.Digest) {
 		return l.adopt(idx)
 	}
-	if err == nil || errors.Is(err, unionfs.ErrDamaged) {
+	if err == nil {
+		idx.Close()
+		err = errors.New("it is of another blob")
+	}
+	if !errors.Is(err, iofs.ErrNotExist) {
 		l.s.log.Warn("layer index damaged, it is made again", "layer", h.String(), "err", err)
 		if err := l.s.cache.Remove(cache.Index, h); err != nil {
 			return nil, err
 		}
-	} else if !errors.Is(err, iofs.ErrNotExist) {
-		return nil, err
 	}
 	b, err := unionfs.NewBuilder(l.s.cache.TempDir())
 	if err != nil {
@@ -128,7 +131,7 @@ func (l *layer) load(ctx context.Context) (*layerState, error) {
 
 // remote is the layer as its registry has it.
 func (l *layer) remote() fetch.Layer {
-	return fetch.Layer{Blob: newSources(l.s.client, l.rec), Desc: l.rec.Desc, DiffID: l.rec.DiffID}
+	return fetch.Layer{Blob: l.from, Desc: l.rec.Desc, DiffID: l.rec.DiffID}
 }
 
 // compile writes the index that b holds, and opens it. It closes b.
@@ -199,7 +202,7 @@ func (l *layer) adopt(idx *unionfs.Index) (*layerState, error) {
 	l.s.mu.Unlock()
 	if l.rec.Expanded == nil {
 		if err := l.s.cat.setExpanded(l.key(), idx.Stats().Expanded); err != nil {
-			return nil, err
+			l.s.log.Error("the size of a layer is not recorded", "layer", l.rec.Desc.Digest.String(), "err", err)
 		}
 	}
 	l.state.Store(st)

@@ -96,7 +96,13 @@ func (s *Store) pull(ctx context.Context, n Name) error {
 		return err
 	}
 	if _, err := im.open(ctx); err != nil {
+		if errors.Is(err, iofs.ErrNotExist) { // the image is there, though not all of it
+			return fmt.Errorf("images: pulling %q: %v", n, err)
+		}
 		return err
+	}
+	for _, l := range im.layers {
+		l.from.add(n.Repo)
 	}
 	s.mu.Lock()
 	delete(s.negative, n)

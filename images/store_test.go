@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
+	"github.com/imgfs/imgfs/fetch"
 	"github.com/imgfs/imgfs/fetch/registrytest"
 )
 
@@ -213,5 +214,34 @@ func TestWrongClaims(t *testing.T) {
 				t.Errorf("ReadAt of the good image = %q, %v", p[:n], err)
 			}
 		})
+	}
+}
+
+// TestOtherRepository reads a layer after the registry that it was first pulled
+// from has gone, and another one was seen to have it.
+func TestOtherRepository(t *testing.T) {
+	h := newHub(t)
+	first := registrytest.New(t, registrytest.Options{})
+	l := gzipLayer(t, file("hello", noise(3<<20)))
+	img := h.push("app", "v1", l)
+	first.Push(t, "app:v1", img)
+	ino := h.lookup(h.root(Name{Repo: first.Host() + "/app", Tag: "v1"}), "hello")
+	if err := h.Settle(context.Background(), h.root(Name{Repo: first.Host() + "/app", Tag: "v1"})); err != nil {
+		t.Fatal(err)
+	}
+	h.root(h.name("app", "v1"))
+	first.Add(&registrytest.Fault{Status: 503})
+	before := first.Requests("blobs")
+	l2, err := h.layer(ino.seq())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := l2.from.Range(context.Background(), fetch.Demand, 0, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if n := first.Requests("blobs") - before; n != 0 {
+		t.Errorf("%d requests to a registry that has gone, want 0", n)
 	}
 }

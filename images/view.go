@@ -127,7 +127,7 @@ func (s *Store) withImage(ctx context.Context, dir Ino, f func(v *View, st *imag
 		switch {
 		case errors.Is(err, unionfs.ErrDamaged) && repairs < maxRepairs:
 			repairs++
-			v.image.damaged(err)
+			v.image.damaged(st, err)
 		case err == errSettled || st.tree == nil && errors.Is(err, iofs.ErrClosed):
 			if st.settled != nil {
 				if err := s.wait(ctx, st.settled, nil, st.progress); err != nil {
@@ -278,7 +278,7 @@ func (s *Store) lookupLive(ctx context.Context, st *imageState, parent unionfs.R
 			return ref, false, errSettled
 		default:
 		}
-		if err := s.wait(ctx, changed, ls.settled, ls.progress); err != nil {
+		if err := s.wait(ctx, changed, ls.settled, st.progress); err != nil {
 			return ref, false, err
 		}
 		changed = nil
@@ -360,7 +360,11 @@ func (s *Store) ReadDir(ctx context.Context, dir Ino, pos int, fn func(next int,
 			if _, inner = st.stat(ref, &a); inner != nil {
 				return false
 			}
-			return fn(next, e, &a)
+			more := fn(next, e, &a)
+			if more {
+				pos = next // a repair goes on from here
+			}
+			return more
 		})
 		return errors.Join(err, inner)
 	})
