@@ -7,6 +7,7 @@ import (
 	"fmt"
 	iofs "io/fs"
 	"os"
+	"slices"
 	"sync/atomic"
 	"syscall"
 
@@ -261,20 +262,21 @@ func (l *layer) settle(st *layerState) (err error) {
 
 // dropLayer tells that what was said of a layer is no longer true.
 func (s *Store) dropLayer(l *layer, err error) {
-	s.mu.Lock()
-	var names []Name
-	for _, v := range s.views {
-		for _, il := range v.image.rec.Layers {
-			if il.Seq == l.rec.Seq {
-				names = append(names, v.name)
-				break
-			}
-		}
-	}
-	s.mu.Unlock()
-	for _, n := range names {
+	for _, n := range s.namesOf(l) {
 		s.tell(Event{Name: n, Err: err, Drop: true})
 	}
+}
+
+// namesOf returns the names of the views that have been opened and have layer l.
+func (s *Store) namesOf(l *layer) (names []Name) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, v := range s.views {
+		if slices.Contains(v.image.layers, l) {
+			names = append(names, v.name)
+		}
+	}
+	return names
 }
 
 // stop ends the layer's pass, if it has one.

@@ -568,7 +568,8 @@ func (l *layer) damaged(st *layerState, err error) {
 	}
 }
 
-// FileOf describes the layer of a file, for messages.
+// FileOf describes where a file is from, for messages: its layer, and an image
+// that has it.
 func (s *Store) FileOf(ino Ino) (string, bool) {
 	if ino.Kind() != KindFile {
 		return "", false
@@ -577,5 +578,9 @@ func (s *Store) FileOf(ino Ino) (string, bool) {
 	if err != nil {
 		return "", false
 	}
-	return "layer " + l.rec.Desc.Digest.String(), true
+	what := "layer " + l.rec.Desc.Digest.String()
+	if names := s.namesOf(l); len(names) > 0 {
+		what = names[0].String() + ", " + what
+	}
+	return what, true
 }
