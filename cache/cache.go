@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -107,7 +108,7 @@ func Open(dir string, o Options) (*Cache, error) {
 		root.Close()
 		return nil, fmt.Errorf("cache: opening %q: %w", dir, err)
 	}
-	c.wg.Go(c.scan)
+	c.wg.Go(func() { c.guard("scan", c.scan) })
 	c.wg.Go(c.flusher)
 	c.wg.Go(c.evictor)
 	return c, nil
@@ -200,6 +201,16 @@ func (c *Cache) scan() {
 		// that a restart does not shrink the budget.
 		c.limit.Store((c.free() + c.used.Load()) / 5)
 	}
+}
+
+// guard runs fn, a round of one of our goroutines. A panic costs that round only.
+func (c *Cache) guard(name string, fn func()) {
+	defer func() {
+		if r := recover(); r != nil {
+			c.logf("cache: panic", "in", name, "panic", r, "stack", string(debug.Stack()))
+		}
+	}()
+	fn()
 }
 
 // step is called before each operation that changes the disk.

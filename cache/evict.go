@@ -90,9 +90,11 @@ func (c *Cache) evictor() {
 		}
 		limit := c.limit.Load()
 		if over := c.used.Load() - (limit - margin(limit)/2); over > 0 {
-			c.evictMu.Lock()
-			c.evict(over + margin(limit)/2)
-			c.evictMu.Unlock()
+			c.guard("evictor", func() {
+				c.evictMu.Lock()
+				defer c.evictMu.Unlock()
+				c.evict(over + margin(limit)/2)
+			})
 		}
 		select {
 		case <-c.stop:
@@ -196,8 +198,14 @@ func (p *Pack) evictSegs(vs []victim) (freed int64, err error) {
 	p.gen.Add(1) // readers that saw a bit begin again
 	p.mu.Unlock()
 
-	err = p.clearOnDisk(touched)
 	gone := make([]bool, len(chosen))
+	settled := false
+	defer func() {
+		if !settled { // a panic: who waits for the segments must not wait for ever
+			p.evicted(chosen, gone)
+		}
+	}()
+	err = p.clearOnDisk(touched)
 	for i, v := range chosen {
 		if err != nil {
 			break
@@ -208,7 +216,21 @@ func (p *Pack) evictSegs(vs []victim) (freed int64, err error) {
 		gone[i] = err == nil
 	}
 
+	freed, settled = p.evicted(chosen, gone), true
+	if errors.Is(err, unix.EOPNOTSUPP) { // no holes here: the whole pack or nothing
+		had := p.stored.Load()
+		if err = p.resetLocked(); err == nil {
+			freed += had
+		}
+	}
+	return freed, err
+}
+
+// evicted ends the eviction of segments, as far as their bytes are gone, and says
+// how much became free.
+func (p *Pack) evicted(chosen []victim, gone []bool) (freed int64) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	for i, v := range chosen {
 		s := p.needSeg(v.seg)
 		s.state = segPlain
@@ -219,14 +241,7 @@ func (p *Pack) evictSegs(vs []victim) (freed int64, err error) {
 	}
 	p.account(-freed)
 	p.cond.Broadcast()
-	p.mu.Unlock()
-	if errors.Is(err, unix.EOPNOTSUPP) { // no holes here: the whole pack or nothing
-		had := p.stored.Load()
-		if err = p.resetLocked(nil); err == nil {
-			freed += had
-		}
-	}
-	return freed, err
+	return freed
 }
 
 // clearOnDisk writes the pages that lost bits, as far as the file has them, and
@@ -270,8 +285,10 @@ func (c *Cache) flusher() {
 		case <-t.C:
 		}
 		c.clock.Add(1)
-		if err := c.flushAll(n%12 == 0); err != nil {
-			c.logf("cache: not flushed", "err", err)
-		}
+		c.guard("flusher", func() {
+			if err := c.flushAll(n%12 == 0); err != nil {
+				c.logf("cache: not flushed", "err", err)
+			}
+		})
 	}
 }

@@ -64,14 +64,14 @@ func (p *Pack) flush(all bool) error {
 	broken := p.broken
 	p.mu.Unlock()
 	if broken {
-		return p.resetLocked(nil)
+		return p.resetLocked()
 	}
 	bits, segs, fresh := p.snapshot(all)
 	if fresh {
 		if err := p.c.datasync(f, "pack-sync"); err != nil {
 			// The kernel has forgotten which pages it could not write. So must we.
 			p.c.logf("cache: pack not synced; forgotten", "pack", p.name, "err", err)
-			return errors.Join(err, p.resetLocked(nil))
+			return errors.Join(err, p.resetLocked())
 		}
 	}
 	err := p.writePages(bits, segs, all)

@@ -118,15 +118,18 @@ func (p *Pack) load(f *os.File) error {
 		return err
 	}
 	err = p.decodeMap(io.NewSectionReader(p.mapFile, 0, maxSlots*slotSize))
-	if err == nil && p.end > st.Size() {
+	switch {
+	case err == nil && p.end > st.Size():
 		err = fmt.Errorf("pack has %d of %d bytes", st.Size(), p.end)
+	case err == nil && p.layout != p.wanted():
+		err = errors.New("of another layout")
 	}
 	if err != nil {
 		if !errors.Is(err, io.EOF) { // new
 			p.c.logf("cache: map dropped", "pack", p.name, "err", err)
 		}
 		p.forget()
-		return p.wipe(f, p.layout)
+		return p.wipe(f, p.wanted())
 	}
 	return p.settle(f)
 }
@@ -284,6 +287,14 @@ func (p *Pack) account(n int64) {
 	p.c.used.Add(n)
 }
 
+// wanted is the layout that the users of the pack have. The caller holds mapMu.
+func (p *Pack) wanted() [32]byte {
+	if p.want != nil {
+		return *p.want
+	}
+	return p.layout
+}
+
 // forget empties what memory knows. The caller holds p.mu, or is alone.
 func (p *Pack) forget() {
 	p.bits.p.Store(nil)
@@ -329,15 +340,15 @@ func (p *Pack) wipe(f *os.File, layout [32]byte) error {
 func (p *Pack) reset() {
 	p.mapMu.Lock()
 	defer p.mapMu.Unlock()
-	if err := p.resetLocked(nil); err != nil {
+	if err := p.resetLocked(); err != nil {
 		p.c.logf("cache: pack not emptied", "pack", p.name, "err", err)
 	}
 }
 
-// resetLocked forgets the whole pack, in memory at once, and gives it a new
-// layout when there is one. Writers are waited for: what they write late must
-// not fall on what comes after. The caller holds mapMu and the files.
-func (p *Pack) resetLocked(layout *[32]byte) error {
+// resetLocked forgets the whole pack, in memory at once, and gives it the layout
+// that is wanted. Writers are waited for: what they write late must not fall on
+// what comes after. The caller holds mapMu and the files.
+func (p *Pack) resetLocked() error {
 	f := p.file.Load()
 	if f == nil || p.mapFile == nil {
 		return os.ErrClosed
@@ -349,12 +360,8 @@ func (p *Pack) resetLocked(layout *[32]byte) error {
 	}
 	p.forget()
 	p.endStage(stageNone)
-	to := p.layout
-	if layout != nil {
-		to = *layout
-	}
 	p.mu.Unlock()
-	err := p.wipe(f, to)
+	err := p.wipe(f, p.wanted())
 	p.mu.Lock()
 	p.broken = err != nil
 	p.resetting = false

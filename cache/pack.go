@@ -32,11 +32,13 @@ type Pack struct {
 
 	fmu    sync.Mutex // opening, loading and closing of the files
 	loaded bool       // fmu
+	dead   bool       // removed: files of this name are another pack's; fmu
 	file   atomic.Pointer[os.File]
 
 	mapMu   sync.Mutex // the map file, and everything that punches or truncates the pack
 	mapFile *os.File   // set under fmu
 	slots   int64      // slots of the map file in use
+	want    *[32]byte  // what SetLayout said last, whether it could be done or not
 
 	gen atomic.Uint64 // grows after bits were cleared and before their bytes go
 
@@ -160,7 +162,10 @@ func (c *Cache) RemovePack(h v1.Hash) error {
 
 // remove unlinks the files, the map first: a pack without a map is swept.
 func (p *Pack) remove() error {
-	p.closeFiles() // waits for nobody: who still has the files works on nameless ones
+	p.fmu.Lock()
+	p.dead = true
+	p.closeLocked() // waits for nobody: who still has the files works on nameless ones
+	p.fmu.Unlock()
 	p.mapMu.Lock()
 	defer p.mapMu.Unlock()
 	p.mu.Lock()
@@ -236,6 +241,9 @@ func (c *Cache) release(p *Pack) {
 func (p *Pack) open(create bool) error {
 	if p.file.Load() != nil {
 		return nil
+	}
+	if p.dead {
+		return iofs.ErrClosed
 	}
 	flag := os.O_RDWR
 	if create {
@@ -394,17 +402,19 @@ func (p *Pack) Drop(first, n uint32) error {
 // SetLayout tells which layout the chunk numbers and offsets that follow are of.
 // What the pack has of another layout (the layer was compiled differently then)
 // is dropped. Call it before anything else; a caller that never does has the
-// zero layout.
+// zero layout. When it fails the pack has nothing and takes nothing, until a
+// flush or a later opening of its files could do it.
 func (p *Pack) SetLayout(layout [32]byte) error {
 	p.mapMu.Lock()
 	defer p.mapMu.Unlock()
 	p.mu.Lock()
 	same := p.layout == layout
+	p.want = &layout
 	p.mu.Unlock()
 	if same {
 		return nil
 	}
-	if err := p.resetLocked(&layout); err != nil {
+	if err := p.resetLocked(); err != nil {
 		return fmt.Errorf("cache: laying out pack %q: %v", p.name, err)
 	}
 	return nil
