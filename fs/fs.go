@@ -12,16 +12,15 @@
 package fs
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/images"
 )
@@ -127,37 +126,15 @@ func (s *Server) Unmount() error { return s.fuse.Unmount() }
 // readAhead raises the mount's read-ahead from the kernel's 128 KiB to what one
 // READ carries. Only root may; without it everything works, slower.
 func readAhead(dir string, log *slog.Logger) {
-	dev, err := mountDevice(dir)
+	var st unix.Stat_t
+	err := unix.Stat(dir, &st)
+	path := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
+	if err == nil {
+		err = os.WriteFile(path, fmt.Appendf(nil, "%d", maxRequest>>10), 0o644)
+	}
 	if err != nil {
 		log.Debug("read-ahead stays the kernel's", "err", err)
-		return
 	}
-	path := "/sys/class/bdi/" + dev + "/read_ahead_kb"
-	if err := os.WriteFile(path, fmt.Appendf(nil, "%d", maxRequest>>10), 0o644); err != nil {
-		log.Debug("read-ahead stays the kernel's", "err", err)
-	}
-}
-
-// mountDevice returns major:minor of what is mounted at dir, from the last line
-// of /proc/self/mountinfo that has it (proc(5)).
-func mountDevice(dir string) (string, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	dev := ""
-	sc := bufio.NewScanner(f)
-	for sc.Scan() {
-		fields := strings.Fields(sc.Text())
-		if len(fields) > 4 && fields[4] == dir {
-			dev = fields[2]
-		}
-	}
-	if dev == "" {
-		return "", fmt.Errorf("fs: %q is not in the mount table", dir)
-	}
-	return dev, sc.Err()
 }
 
 // day is how long the kernel may keep what does not change.
@@ -217,5 +194,8 @@ func (f *fileSystem) event(e images.Event) {
 	}
 	if e.Drop {
 		f.space.dropImage(e.Name)
+	}
+	if e.Files.Last != 0 {
+		f.notify.files(e.Files)
 	}
 }

@@ -45,6 +45,7 @@ type world struct {
 	o        Options
 	io       images.Options
 	stop     func()
+	fault    func(http.ResponseWriter, *http.Request, http.Handler) // answers instead of the registry, if set
 }
 
 // newWorld starts a registry and mounts; it skips where FUSE is missing, but not
@@ -64,6 +65,10 @@ func newWorld(t *testing.T, o Options) *world {
 			panic(http.ErrAbortHandler)
 		}
 		w.requests.Add(1)
+		if w.fault != nil {
+			w.fault(rw, r, reg)
+			return
+		}
 		reg.ServeHTTP(rw, r)
 	}))
 	t.Cleanup(srv.Close)
@@ -260,6 +265,9 @@ func TestNotThere(t *testing.T) {
 			t.Errorf("stat %s made %d requests", name, got-n)
 		}
 	}
+	w.read(w.path("debian", "12", "a"))
+	_, err = os.Stat(w.path() + "\x01debian")
+	w.wantErr("stat of a path with another separator", err, syscall.ENOENT)
 	_, err = os.Stat(filepath.Join(w.dir, strings.Repeat("x", 256)))
 	w.wantErr("stat of a name of 256 bytes", err, syscall.ENAMETOOLONG)
 	if got := w.read(filepath.Join(w.dir, ".imgfs/errors")); !strings.Contains(got, "debian:13") {
@@ -313,6 +321,10 @@ func TestMkdirRmdir(t *testing.T) {
 			w.restart()
 			_, err = os.Stat(w.path("debian", "12"))
 			w.wantErr("stat after rmdir and restart", err, syscall.ENOENT)
+			w.down.Store(true)
+			_, err = os.Stat(w.path("debian", "12"))
+			w.wantErr("stat after rmdir, of a registry that is down", err, syscall.ENOENT)
+			w.down.Store(false)
 			if err := os.MkdirAll(w.path("debian", "12"), 0o755); err != nil {
 				t.Fatal(err)
 			}

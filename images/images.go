@@ -78,10 +78,14 @@ type Store struct {
 // Event is something that happened outside a call, that a mount may have to tell
 // the kernel or its users.
 type Event struct {
-	Name Name  // the name whose image it is about
-	Err  error // why, when something failed
-	Drop bool  // what the kernel has cached below the name is no longer true
+	Name  Name  // the name whose image it is about; zero when it is about Files alone
+	Err   error // why, when something failed
+	Drop  bool  // what the kernel has cached below the name is no longer true
+	Files Range // files whose content is no longer what the kernel has cached
 }
+
+// Range is inode numbers, First to Last; none when Last is 0.
+type Range struct{ First, Last Ino }
 
 // ErrInUse reports a cache directory that another server has open.
 var ErrInUse = cache.ErrInUse
@@ -148,8 +152,7 @@ func (s *Store) Close() error {
 	return err
 }
 
-// Watch sets the function that is told of events. It must not block and must not
-// call back into the Store.
+// Watch sets the function that is told of events. It must not block.
 func (s *Store) Watch(f func(Event)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -42,7 +42,8 @@ type layerState struct {
 	settled chan struct{} // closed when the layer has another state
 	err     error         // set before settled is closed, when the pass failed
 
-	replaced int // names whose first meaning did not last
+	replaced int    // names whose first meaning did not last
+	files    uint32 // that the pass brought
 }
 
 // source is what the layer answers lookups from.
@@ -246,13 +247,20 @@ func (l *layer) finish(st *layerState, pack *cache.Pack) {
 	}
 	if (st.err != nil || st.replaced > 0) && l.s.ctx.Err() == nil {
 		l.s.dropLayer(l, st.err)
+		if st.err != nil && st.files > 0 {
+			// Who has a file open keeps its inode, and with it bytes of which
+			// nobody knows whether they are the layer's.
+			l.s.tell(Event{Files: Range{fileIno(l.rec.Seq, 0), fileIno(l.rec.Seq, st.files-1)}})
+		}
 	}
 }
 
 func (l *layer) settle(st *layerState) (err error) {
 	defer recovered(&err)
 	defer st.builder.Close()
-	if err := st.pass.Wait(context.Background()); err != nil {
+	err = st.pass.Wait(context.Background())
+	st.files = st.builder.Stats().Files
+	if err != nil {
 		return err
 	}
 	st.replaced = st.builder.Replaced()

@@ -19,6 +19,7 @@ import (
 
 	"github.com/imgfs/imgfs/fetch"
 	"github.com/imgfs/imgfs/fetch/registrytest"
+	"github.com/imgfs/imgfs/unionfs"
 )
 
 // hub is a store with a registry.
@@ -243,5 +244,47 @@ func TestOtherRepository(t *testing.T) {
 	defer r.Close()
 	if n := first.Requests("blobs") - before; n != 0 {
 		t.Errorf("%d requests to a registry that has gone, want 0", n)
+	}
+}
+
+// TestArrivesAgain asks for inodes that are known from before, while their layer
+// arrives again and has not come to them.
+func TestArrivesAgain(t *testing.T) {
+	h := newHub(t)
+	l := gzipLayer(t, file("rest", noise(4<<20)), file("d/", ""), file("d/z", "the last"))
+	h.push("app", "v1", l)
+	ctx := context.Background()
+	root := h.root(h.name("app", "v1"))
+	dir := h.lookup(root, "d")
+	ino := h.lookup(dir, "z")
+	if err := h.Settle(ctx, root); err != nil {
+		t.Fatal(err)
+	}
+	layer, err := h.layer(ino.seq())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var a Attr
+	for what, ask := range map[string]func() error{
+		"Stat of a file":      func() error { _, err := h.Stat(ctx, ino, &a); return err },
+		"Stat of a directory": func() error { _, err := h.Stat(ctx, dir, &a); return err },
+		"ReadAt":              func() error { _, err := h.ReadAt(ctx, ino, make([]byte, 10), 0); return err },
+	} {
+		stall := &registrytest.Fault{Path: digestOf(t, l).String(), Stall: 1 << 20}
+		h.Add(stall)
+		v, err := h.view(root.seq())
+		if err != nil {
+			t.Fatal(err)
+		}
+		layer.damaged(layer.state.Load(), unionfs.ErrDamaged)
+		v.image.damaged(v.image.state.Load(), unionfs.ErrDamaged)
+		time.AfterFunc(100*time.Millisecond, stall.Release)
+		if err := ask(); err != nil {
+			t.Errorf("%s while the layer arrives again: %v", what, err)
+		}
+		if err := h.Settle(ctx, root); err != nil {
+			t.Fatal(err)
+		}
+		h.Clear()
 	}
 }

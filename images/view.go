@@ -128,7 +128,7 @@ func (s *Store) withImage(ctx context.Context, dir Ino, f func(v *View, st *imag
 		case errors.Is(err, unionfs.ErrDamaged) && repairs < maxRepairs:
 			repairs++
 			v.image.damaged(st, err)
-		case err == errSettled || st.tree == nil && errors.Is(err, iofs.ErrClosed):
+		case err == errSettled || st.tree == nil && notYet(err):
 			if st.settled != nil {
 				if err := s.wait(ctx, st.settled, nil, st.progress); err != nil {
 					return err
@@ -142,6 +142,11 @@ func (s *Store) withImage(ctx context.Context, dir Ino, f func(v *View, st *imag
 		}
 	}
 }
+
+// notYet reports whether err, of a layer that is arriving, may be nothing but
+// that: its Builder was closed because it has arrived, or the inode is known from
+// an earlier time and has not passed in this one.
+func notYet(err error) bool { return errors.Is(err, iofs.ErrClosed) || errors.Is(err, iofs.ErrInvalid) }
 
 // errSettled asks withImage to wait until no layer is arriving any more.
 var errSettled = errors.New("images: the image must be complete")
@@ -390,7 +395,7 @@ func (s *Store) withLayer(ctx context.Context, ino Ino, f func(src unionfs.Layer
 		case errors.Is(err, unionfs.ErrDamaged) && repairs < maxRepairs:
 			repairs++
 			l.damaged(st, err)
-		case st.idx == nil && errors.Is(err, iofs.ErrClosed):
+		case st.idx == nil && notYet(err):
 			if err := s.wait(ctx, st.settled, nil, st.progress); err != nil {
 				return err
 			}
@@ -546,7 +551,7 @@ func (s *Store) readLive(ctx context.Context, st *layerState, id unionfs.ID, p [
 		return 0, errSettled
 	default:
 	}
-	if errors.Is(err, iofs.ErrClosed) || errors.Is(err, fetch.ErrNotKept) {
+	if notYet(err) || errors.Is(err, fetch.ErrNotKept) {
 		if werr := s.wait(ctx, st.settled, nil, st.progress); werr != nil {
 			return 0, werr
 		}
