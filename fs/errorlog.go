@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 )
@@ -61,7 +63,13 @@ func (l *errorLog) entries() []errorEntry {
 
 func (l *errorLog) text(b *bytes.Buffer) error {
 	for _, e := range l.entries() {
-		fmt.Fprintf(b, "%s %s %s %s: %s", e.Time.Format(time.RFC3339), e.Errno, e.Op, e.Name, e.Reason)
+		reason := strings.Map(func(r rune) rune { // a registry's words must not look like lines of ours
+			if unicode.IsControl(r) {
+				return ' '
+			}
+			return r
+		}, e.Reason)
+		fmt.Fprintf(b, "%s %s %s %s: %s", e.Time.Format(time.RFC3339), e.Errno, e.Op, e.Name, reason)
 		if e.Count > 1 {
 			fmt.Fprintf(b, " (%d times)", e.Count)
 		}

@@ -92,6 +92,9 @@ func spelling(dir, name string) (target string, ok bool) {
 
 // here finds name in dir among what is here, without asking a registry.
 func (s *namespace) here(dir, name string) (found, error) {
+	if !s.possible(dir, name) {
+		return found{}, nil
+	}
 	path := join(dir, name)
 	n := images.Name{Repo: dir, Tag: name}
 	if n.Valid() {
@@ -111,8 +114,7 @@ func (s *namespace) here(dir, name string) (found, error) {
 
 // ask finds name in dir, which is not here, by asking its registry: it pulls
 // the tag of that name, else looks whether it is a repository or a namespace.
-// With force it also asks again what is known to be missing or removed, and
-// takes a path that cannot be looked into for a namespace.
+// With force it also asks again what is known to be missing, and takes a path that cannot be looked into for a namespace.
 func (s *namespace) ask(dir, name string, force bool) (found, error) {
 	n := images.Name{Repo: dir, Tag: name}
 	refused := error(iofs.ErrNotExist) // why it is no tag
@@ -172,13 +174,9 @@ func (s *namespace) guess(dir, path string) (bool, error) {
 	return kind != images.PathRepository, err
 }
 
-// pull brings n, unless it was removed or is known to be missing and force is
-// not set.
+// pull brings n, unless it is known to be missing and force is not set.
 func (s *namespace) pull(n images.Name, force bool) error {
 	if !force {
-		if _, removed, err := s.f.store.Here(n); err != nil || removed {
-			return errors.Join(err, fmt.Errorf("fs: %q was removed; mkdir brings it back: %w", n, iofs.ErrNotExist))
-		}
 		if err := s.f.store.Missing(n); err != nil {
 			return err
 		}
@@ -248,6 +246,11 @@ func (s *namespace) find(dir, name string, tid uint32) (found, error) {
 	}
 	if s.f.o.Pull == PullNever {
 		return found{}, nil
+	}
+	if n := (images.Name{Repo: dir, Tag: name}); n.Valid() {
+		if _, removed, err := s.f.store.Here(n); err != nil || removed {
+			return found{}, errors.Join(err, fmt.Errorf("fs: %q was removed; mkdir brings it back: %w", n, iofs.ErrNotExist))
+		}
 	}
 	return s.ask(dir, name, false)
 }
