@@ -275,6 +275,22 @@ func TestNotThere(t *testing.T) {
 	}
 }
 
+// TestPushedSince makes an image's directory after a walk to it was in vain, and
+// the image was pushed since.
+func TestPushedSince(t *testing.T) {
+	w := newWorld(t, Options{})
+	w.push("other:v1", layer(t, file("a", "a")))
+	_, err := os.Stat(w.path("team", "app", "v1"))
+	w.wantErr("stat before the push", err, syscall.ENOENT)
+	w.push("team/app:v1", layer(t, file("a", "new")))
+	if err := os.MkdirAll(w.path("team", "app", "v1"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.read(w.path("team", "app", "v1", "a")); got != "new" {
+		t.Errorf("read = %q", got)
+	}
+}
+
 func TestNestedRepository(t *testing.T) {
 	w := newWorld(t, Options{})
 	w.push("team/group/app:v1", layer(t, file("a", "deep")))

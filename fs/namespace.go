@@ -141,7 +141,7 @@ func (s *namespace) ask(dir, name string, force bool) (found, error) {
 	if !images.ValidRepo(path) {
 		return found{}, refused
 	}
-	kind, err := s.f.store.Probe(background(), path)
+	kind, err := s.f.store.Probe(background(), path, force)
 	if err != nil {
 		return found{}, err
 	}
@@ -170,7 +170,7 @@ func (s *namespace) guess(dir, path string) (bool, error) {
 	if !images.ValidRepo(dir) {
 		return true, nil
 	}
-	kind, err := s.f.store.Probe(background(), dir)
+	kind, err := s.f.store.Probe(background(), dir, false)
 	return kind != images.PathRepository, err
 }
 

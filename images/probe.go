@@ -25,13 +25,13 @@ type probe struct {
 }
 
 // Probe asks the registry what it has at path, which must be a ValidRepo. The
-// answer is remembered as long as a negative one for a tag. A registry that
-// refuses to say has nothing there, as far as this user can see.
-func (s *Store) Probe(ctx context.Context, path string) (PathKind, error) {
+// answer is remembered as long as a negative one for a tag; again asks anew. A
+// registry that refuses to say has nothing there, as far as this user can see.
+func (s *Store) Probe(ctx context.Context, path string, again bool) (PathKind, error) {
 	s.mu.Lock()
 	p, ok := s.probes[path]
 	s.mu.Unlock()
-	if ok && time.Now().Before(p.until) {
+	if ok && !again && time.Now().Before(p.until) {
 		return p.kind, nil
 	}
 	kind, err := flight(ctx, s, "probe "+path, func(ctx context.Context) (PathKind, error) { return s.probe(ctx, path) })
