@@ -41,7 +41,11 @@ func serve(c *config, logTo io.Writer, ready func(lines []string) error) (err er
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, store.Close()) }()
+	defer func() {
+		if !errors.Is(err, errServing) { // what the kernel still asks for must not find it closed
+			err = errors.Join(err, store.Close())
+		}
+	}()
 
 	// Signals count from before the mount: one that comes while it is made takes
 	// it away again.
@@ -64,7 +68,10 @@ func serve(c *config, logTo io.Writer, ready func(lines []string) error) (err er
 		}
 	}
 	if err := ready(lines); err != nil {
-		return errors.Join(err, server.Unmount(), server.Serve())
+		if busy := server.Unmount(); busy != nil {
+			return errors.Join(err, fmt.Errorf("%q: %w: %w", c.dir, errServing, busy))
+		}
+		return errors.Join(err, server.Serve())
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve() }()
@@ -72,6 +79,10 @@ func serve(c *config, logTo io.Writer, ready func(lines []string) error) (err er
 	log.Info("unmounted", "dir", c.dir)
 	return err
 }
+
+// errServing reports that the server ends while requests may still come. All
+// that must outlive it is durable by then.
+var errServing = errors.New("stopped while it was in use")
 
 // untilUnmounted waits for the end of Serve. The first signal unmounts; a mount
 // that is busy is detached, so that its path is free at once while those who are
@@ -85,7 +96,7 @@ func untilUnmounted(dir string, server *fs.Server, served <-chan error, signals 
 		case sig := <-signals:
 			log.Info("stopping", "signal", sig.String())
 			if stopping {
-				return fmt.Errorf("%q: stopped while it was in use", dir)
+				return fmt.Errorf("%q: %w", dir, errServing)
 			}
 			stopping = true
 			err := server.Unmount()
@@ -95,7 +106,7 @@ func untilUnmounted(dir string, server *fs.Server, served <-chan error, signals 
 			log.Warn("unmount", "dir", dir, "err", err, "busy", busyText(dir))
 			if err := detach(dir); err != nil {
 				log.Error("detach", "dir", dir, "err", err)
-				return fmt.Errorf("%q: %w", dir, err)
+				return fmt.Errorf("%q: %w: %w", dir, errServing, err)
 			}
 			log.Warn("detached; serving those who still use it, until they end or the next signal", "dir", dir)
 		}
