@@ -1,10 +1,8 @@
 package fs
 
 import (
-	"archive/tar"
 	"bytes"
 	"compress/gzip"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -12,9 +10,9 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
 // storedLayer is a layer of one small file and much after it, in a gzip that does
@@ -23,25 +21,7 @@ func storedLayer(t *testing.T, name, body string) v1.Layer {
 	t.Helper()
 	rest := make([]byte, 4<<20)
 	rand.NewChaCha8([32]byte{1}).Read(rest)
-	var b bytes.Buffer
-	z, err := gzip.NewWriterLevel(&b, gzip.NoCompression)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := tar.NewWriter(z)
-	for _, e := range []entry{file(name, body), file("rest", string(rest))} {
-		if err := w.WriteHeader(&e.Header); err != nil {
-			t.Fatal(err)
-		}
-		io.WriteString(w, e.body)
-	}
-	w.Close()
-	z.Close()
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
+	return layerAt(t, gzip.NoCompression, file(name, body), file("rest", string(rest)))
 }
 
 // TestWrongPass reads a file of a layer that turns out not to be the one that the
@@ -72,6 +52,7 @@ func TestWrongPass(t *testing.T) {
 		rw.Write(body[:len(body)/2])
 		rw.(http.Flusher).Flush()
 		<-release
+		time.Sleep(100 * time.Millisecond)
 		rw.Write(body[len(body)/2:])
 	}
 	f, err := os.Open(w.path("app", "v1", "a"))
@@ -87,7 +68,14 @@ func TestWrongPass(t *testing.T) {
 	if got := read(); got != "what it doesn't!!!" {
 		t.Errorf("read while the layer arrives = %q", got)
 	}
-	wrong.Store(false)
 	close(release)
+	// From now on nothing of it is shown before it has proved right.
+	eventually(t, "the wrong bytes are gone", func() bool { return read() == "" })
+	for range 5 {
+		if got := read(); got != "" {
+			t.Errorf("read after the layer was wrong = %q", got)
+		}
+	}
+	wrong.Store(false)
 	eventually(t, "the bytes of the right layer are read", func() bool { return read() == "what the layer has" })
 }

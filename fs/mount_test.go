@@ -138,8 +138,16 @@ func xattr(e entry, name, value string) entry {
 // layer is a gzip layer of entries.
 func layer(t *testing.T, entries ...entry) v1.Layer {
 	t.Helper()
+	return layerAt(t, gzip.DefaultCompression, entries...)
+}
+
+func layerAt(t *testing.T, level int, entries ...entry) v1.Layer {
+	t.Helper()
 	var b bytes.Buffer
-	z := gzip.NewWriter(&b)
+	z, err := gzip.NewWriterLevel(&b, level)
+	if err != nil {
+		t.Fatal(err)
+	}
 	w := tar.NewWriter(z)
 	for _, e := range entries {
 		e.ModTime = time.Unix(1600000000, 0)

@@ -22,9 +22,10 @@ import (
 // layer is one layer, opened at its first use and shared by all images that have
 // it.
 type layer struct {
-	s    *Store
-	rec  layerRecord
-	from *sources
+	s     *Store
+	rec   layerRecord
+	from  *sources
+	wrong atomic.Bool // a pass has brought what the layer is not
 
 	// state is nil while the layer is not open. What a state refers to stays
 	// mapped until the store closes, so that no reader can lose it.
@@ -42,6 +43,7 @@ type layerState struct {
 	settled chan struct{} // closed when the layer has another state
 	err     error         // set before settled is closed, when the pass failed
 
+	strict   bool   // nothing is read before the pass has matched
 	replaced int    // names whose first meaning did not last
 	files    uint32 // that the pass brought
 }
@@ -223,7 +225,7 @@ func (l *layer) stream(why string) (*layerState, error) {
 		b.Close()
 		return nil, err
 	}
-	st := &layerState{builder: b, settled: make(chan struct{})}
+	st := &layerState{builder: b, settled: make(chan struct{}), strict: l.s.o.Strict || l.wrong.Load()}
 	l.s.mu.Lock()
 	l.s.arriving[b] = true
 	l.s.mu.Unlock()
@@ -234,7 +236,8 @@ func (l *layer) stream(why string) (*layerState, error) {
 }
 
 // finish waits for a pass and compiles what it brought. After a pass that failed
-// the layer is closed again, so that its next use makes another attempt.
+// the layer is closed again, so that its next use makes another attempt; if the
+// bytes were wrong once, they are shown only when they have proved right.
 func (l *layer) finish(st *layerState, pack *cache.Pack) {
 	defer pack.Close()
 	defer close(st.settled)
@@ -243,6 +246,7 @@ func (l *layer) finish(st *layerState, pack *cache.Pack) {
 	delete(l.s.arriving, st.builder)
 	l.s.mu.Unlock()
 	if st.err != nil {
+		l.wrong.Store(l.wrong.Load() || errors.Is(st.err, fetch.ErrDigest))
 		l.state.Store(nil)
 	}
 	if (st.err != nil || st.replaced > 0) && l.s.ctx.Err() == nil {

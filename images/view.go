@@ -518,7 +518,7 @@ func (s *Store) ReadAt(ctx context.Context, ino Ino, p []byte, off int64) (n int
 // readLive reads from a layer that is still arriving. It returns errSettled when
 // the layer has another state now.
 func (s *Store) readLive(ctx context.Context, st *layerState, id unionfs.ID, p []byte, off int64) (int, error) {
-	if s.o.Strict {
+	if st.strict {
 		if err := s.wait(ctx, st.settled, nil, st.progress); err != nil {
 			return 0, err
 		}
