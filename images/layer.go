@@ -272,6 +272,17 @@ func (l *layer) settle(st *layerState) (err error) {
 	return err
 }
 
+// damaged is told of a layer whose index turned out to be damaged: its next use
+// makes it again.
+func (l *layer) damaged(st *layerState, err error) {
+	l.s.log.Error("layer index is made again", "layer", l.rec.Desc.Digest.String(), "err", err)
+	if l.state.CompareAndSwap(st, nil) {
+		if err := l.s.cache.Remove(cache.Index, l.key()); err != nil {
+			l.s.log.Error("removing a damaged layer index", "err", err)
+		}
+	}
+}
+
 // dropLayer tells that what was said of a layer is no longer true.
 func (s *Store) dropLayer(l *layer, err error) {
 	for _, n := range s.namesOf(l) {

@@ -8,8 +8,6 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/imgfs/imgfs/cache"
-	"github.com/imgfs/imgfs/fetch"
 	"github.com/imgfs/imgfs/unionfs"
 )
 
@@ -482,95 +480,6 @@ func (s *Store) CarriesXattr(name string) bool {
 		carried = carried || slices.Contains(b.XattrNameSet(), name)
 	}
 	return carried
-}
-
-// ReadAt reads the content of file ino. n < len(p) only at the end of the file.
-func (s *Store) ReadAt(ctx context.Context, ino Ino, p []byte, off int64) (n int, err error) {
-	l, err := s.layer(ino.seq())
-	if errors.Is(err, iofs.ErrNotExist) {
-		return 0, ErrStale
-	}
-	if err != nil {
-		return 0, err
-	}
-	id := unionfs.FileID(ino.index())
-	for repairs := 0; ; {
-		st, err := l.open(ctx)
-		if err != nil {
-			return 0, err
-		}
-		if st.idx != nil {
-			n, err = st.reader.ReadAt(ctx, id, p, off)
-			if errors.Is(err, unionfs.ErrDamaged) && repairs < maxRepairs {
-				repairs++
-				l.damaged(st, err)
-				continue
-			}
-			return n, err
-		}
-		n, err = s.readLive(ctx, st, id, p, off)
-		if err != errSettled {
-			return n, err
-		}
-	}
-}
-
-// readLive reads from a layer that is still arriving. It returns errSettled when
-// the layer has another state now.
-func (s *Store) readLive(ctx context.Context, st *layerState, id unionfs.ID, p []byte, off int64) (int, error) {
-	if st.strict {
-		if err := s.wait(ctx, st.settled, nil, st.progress); err != nil {
-			return 0, err
-		}
-		if st.err != nil {
-			return 0, st.err
-		}
-		return 0, errSettled
-	}
-	rctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	done := make(chan struct{})
-	defer close(done)
-	go func() { // ends the read when nothing arrives for too long
-		if err := s.wait(rctx, done, nil, st.progress); err != nil {
-			cancel(err)
-		}
-	}()
-	n, err := st.pass.ReadAt(rctx, id, p, off)
-	if err == nil {
-		return n, nil
-	}
-	if cause := context.Cause(rctx); cause != nil {
-		return 0, cause
-	}
-	select {
-	case <-st.settled:
-		if st.err != nil {
-			return 0, st.err
-		}
-		return 0, errSettled
-	default:
-	}
-	if notYet(err) || errors.Is(err, fetch.ErrNotKept) {
-		if werr := s.wait(ctx, st.settled, nil, st.progress); werr != nil {
-			return 0, werr
-		}
-		if st.err == nil {
-			return 0, errSettled
-		}
-	}
-	return n, err
-}
-
-// damaged is told of a layer whose index turned out to be damaged: its next use
-// makes it again.
-func (l *layer) damaged(st *layerState, err error) {
-	l.s.log.Error("layer index is made again", "layer", l.rec.Desc.Digest.String(), "err", err)
-	if l.state.CompareAndSwap(st, nil) {
-		if err := l.s.cache.Remove(cache.Index, l.key()); err != nil {
-			l.s.log.Error("removing a damaged layer index", "err", err)
-		}
-	}
 }
 
 // FileOf describes where a file is from, for messages: its layer, and an image
