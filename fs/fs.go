@@ -13,6 +13,7 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -108,7 +109,7 @@ func Mount(dir string, store *images.Store, o Options) (*Server, error) {
 		f.notify.close()
 	}()
 	if err := srv.WaitMount(); err != nil {
-		return nil, fmt.Errorf("fs: mounting %q: %w", dir, err)
+		return nil, errors.Join(fmt.Errorf("fs: mounting %q: %w", dir, err), srv.Unmount())
 	}
 	readAhead(dir, o.Log)
 	return s, nil

@@ -137,7 +137,7 @@ func (im *image) finish(st *imageState) {
 	if st.err == nil || im.s.ctx.Err() != nil {
 		return
 	}
-	im.state.Store(nil)
+	im.state.CompareAndSwap(st, nil)
 	for _, n := range im.s.cat.names(im.digest) {
 		im.s.tell(Event{Name: n, Err: st.err, Drop: true})
 	}

@@ -247,7 +247,7 @@ func (l *layer) finish(st *layerState, pack *cache.Pack) {
 	l.s.mu.Unlock()
 	if st.err != nil {
 		l.wrong.Store(l.wrong.Load() || errors.Is(st.err, fetch.ErrDigest))
-		l.state.Store(nil)
+		l.state.CompareAndSwap(st, nil)
 	}
 	if (st.err != nil || st.replaced > 0) && l.s.ctx.Err() == nil {
 		l.s.dropLayer(l, st.err)
