@@ -52,14 +52,13 @@ type imageRecord struct {
 
 type imageLayer struct {
 	Seq  uint32        `json:"seq"`
-	Key  v1.Hash       `json:"key"` // of the layer's record
 	Desc v1.Descriptor `json:"desc"`
 }
 
 // layerRecord is a layer of any number of images.
 type layerRecord struct {
 	Seq      uint32        `json:"seq"`
-	Key      v1.Hash       `json:"key"` // of this record, and of the layer's index and pack
+	Key      v1.Hash       `json:"-"` // of this record, and of the layer's index and pack
 	Desc     v1.Descriptor `json:"desc"`
 	DiffID   v1.Hash       `json:"diffID"`
 	Repos    []string      `json:"repos"`              // repositories that have the blob, the latest first
@@ -193,7 +192,7 @@ func (c *catalog) putLayers(p *pulled) error {
 			if err != nil {
 				return err
 			}
-			l.Seq, l.Key = rec.Seq, rec.Key
+			l.Seq = rec.Seq
 		}
 		return nil
 	})
@@ -243,7 +242,7 @@ func putLayer(tx *bbolt.Tx, desc v1.Descriptor, diffID v1.Hash, repo string) (re
 		if err != nil {
 			return rec, err
 		}
-		rec = layerRecord{Seq: uint32(seq), Key: key, Desc: desc, DiffID: diffID}
+		rec = layerRecord{Seq: uint32(seq), Desc: desc, DiffID: diffID}
 		if err := tx.Bucket(bucketLayer).Put(seqKey(seq), []byte(key.String())); err != nil {
 			return rec, err
 		}
@@ -254,7 +253,7 @@ func putLayer(tx *bbolt.Tx, desc v1.Descriptor, diffID v1.Hash, repo string) (re
 			repos = append(repos, r)
 		}
 	}
-	rec.Repos = repos
+	rec.Key, rec.Repos = key, repos
 	return rec, store(tx, bucketLayers, []byte(key.String()), rec)
 }
 
@@ -348,7 +347,9 @@ func (c *catalog) layer(seq uint32) (rec layerRecord, ok bool, err error) {
 		if key == nil {
 			return nil
 		}
-		ok, err = load(tx, bucketLayers, key, &rec)
+		if ok, err = load(tx, bucketLayers, key, &rec); err == nil && ok {
+			rec.Key, err = v1.NewHash(string(key))
+		}
 		return err
 	})
 	return rec, ok, err

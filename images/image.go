@@ -213,8 +213,8 @@ func (im *image) openTree(indexes []*unionfs.Index) (*unionfs.Tree, error) {
 // indexes, with numbers of their own.
 func (im *image) treeKey() v1.Hash {
 	chain := make([]byte, 0, 72*len(im.rec.Layers))
-	for _, l := range im.rec.Layers {
-		chain = append(append(chain, l.Key.String()...), ' ')
+	for _, l := range im.layers {
+		chain = append(append(chain, l.key().String()...), ' ')
 	}
 	return sha256Hash(chain)
 }

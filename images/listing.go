@@ -100,7 +100,7 @@ func expandedSize(tx *bbolt.Tx, im imageRecord) (int64, error) {
 	var sum int64
 	for _, l := range im.Layers {
 		var rec layerRecord
-		if _, err := load(tx, bucketLayers, []byte(l.Key.String()), &rec); err != nil {
+		if _, err := load(tx, bucketLayers, tx.Bucket(bucketLayer).Get(seqKey(uint64(l.Seq))), &rec); err != nil {
 			return 0, err
 		}
 		if rec.Expanded == nil {
