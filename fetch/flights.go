@@ -179,8 +179,13 @@ func (r *Reader) take(fr *frames, c *jobChunk) error {
 	if c.size > maxChunk {
 		return fmt.Errorf("chunk of %d bytes: %w", c.size, unionfs.ErrDamaged)
 	}
+	release, err := holdMemory(r.ctx, c.size)
+	if err != nil {
+		return err
+	}
+	defer release()
 	buf := make([]byte, c.size)
-	err := fr.read(&c.c, buf)
+	err = fr.read(&c.c, buf)
 	if err != nil && fr.broken() != nil {
 		return fr.broken()
 	}

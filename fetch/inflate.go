@@ -84,6 +84,9 @@ func (p *Pass) source(ctx context.Context, sum *digester, out chan<- *block) err
 
 // inflate sends the layer decompressed, to both outs.
 func (p *Pass) inflate(ctx context.Context, in *blockReader, outs ...chan<- *block) error {
+	if _, err := in.Read(nil); err != nil && err != io.EOF { // no buffers before something came
+		return err
+	}
 	f, r, closer, err := decompress(in)
 	if err != nil {
 		return ctxOr(ctx, err)

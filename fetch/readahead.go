@@ -13,6 +13,7 @@ const (
 	firstAhead     = 96 << 10  // bytes after a small file that was missed, as stored
 	firstBehind    = 32 << 10  // bytes before it
 	smallFile      = 128 << 10 // bytes of such a file
+	maxAheadSize   = 64 << 20  // bytes of that, expanded: 16 MiB may be a frame that expands to gigabytes
 	maxAheadChunks = 2048      // chunks in one plan
 	maxAheadRanges = 4         // requests under way for what nobody has asked for yet
 	maxRuns        = 32        // sequential readers that are told apart
@@ -83,7 +84,8 @@ type walk struct {
 	r             *Reader
 	lo, hi        int64
 	before, found []jobChunk
-	steps         int // contents and chunks that were looked at
+	steps         int   // contents and chunks that were looked at
+	size          int64 // bytes of the chunks, expanded
 }
 
 // maxSteps bounds the walk where it finds nothing to fetch.
@@ -103,6 +105,9 @@ func (w *walk) add(out *[]jobChunk, ci *unionfs.ContentInfo, n uint32) (more boo
 	}
 	if size > maxChunk || w.r.pack.Has(n, 1) {
 		return true
+	}
+	if w.size += size; w.size > maxAheadSize {
+		return false
 	}
 	f, created := w.r.register(n)
 	if !created {

@@ -176,10 +176,26 @@ func (r *Reader) assemble(ctx context.Context, id unionfs.ID, ci *unionfs.Conten
 			clear(b)
 			continue
 		}
-		if !r.local(ci, n, &c, size, b, at) {
-			need = append(need, wanted{n: n, c: c, size: size, packOff: ci.PackOff + c.Off, b: b, at: at})
+		if r.local(ci, n, &c, size, b, at) {
+			continue
+		}
+		need = append(need, wanted{n: n, c: c, size: size, packOff: ci.PackOff + c.Off, b: b, at: at})
+		if len(need) == maxWanted {
+			if err := r.bring(ctx, id, ci, need); err != nil {
+				return err
+			}
+			need = need[:0]
 		}
 	}
+	return r.bring(ctx, id, ci, need)
+}
+
+// maxWanted bounds the flights that one read waits for: a table of contents may
+// cut a file into chunks of a byte.
+const maxWanted = 1024
+
+// bring waits for chunks of one content.
+func (r *Reader) bring(ctx context.Context, id unionfs.ID, ci *unionfs.ContentInfo, need []wanted) error {
 	if len(need) == 0 {
 		return nil
 	}

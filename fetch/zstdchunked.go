@@ -51,16 +51,37 @@ func indexZstdChunked(ctx context.Context, l Layer, b *unionfs.Builder) error {
 		return streamf("table of contents at %d of a blob of %d bytes", n[0], size)
 	}
 	for range 2 { // wrong bytes may come from one host of several
-		data, err := readRange(ctx, l.Blob, n[0], n[1])
-		if err != nil {
+		ok, err := fetchZstdTOC(ctx, l, b, n[0], n[1], n[2], want)
+		if ok || err != nil {
 			return err
-		}
-		if sha256.Sum256(data) == want {
-			return readZstdTOC(data, n[2], b, n[0])
 		}
 		suspect(l.Blob)
 	}
 	return streamf("table of contents does not match its checksum")
+}
+
+// fetchZstdTOC reads the table at off of the blob, n bytes that expand to
+// expanded. ok is false when it does not match.
+func fetchZstdTOC(ctx context.Context, l Layer, b *unionfs.Builder, off, n, expanded int64, want unionfs.Digest) (ok bool, err error) {
+	rc, err := l.Blob.Range(ctx, Demand, off, n)
+	if err != nil {
+		return false, err
+	}
+	defer rc.Close()
+	release, err := holdMemory(ctx, n+min(expanded, maxZstdWindow)) // what the decoder may hold
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	data := make([]byte, n)
+	if _, err := io.ReadFull(rc, data); err != nil {
+		return false, err
+	}
+	rc.Close()
+	if sha256.Sum256(data) != want {
+		return false, nil
+	}
+	return true, readZstdTOC(data, expanded, b, off)
 }
 
 // readZstdTOC adds what the table in data says of the blob's first end bytes.
