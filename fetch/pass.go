@@ -45,6 +45,7 @@ type Pass struct {
 	mu    sync.Mutex // guards what follows, and what of store says so
 	err   error      // of the pass; set before done is closed
 	kept  error      // why contents were not kept
+	ended bool
 	cur   *bigFile
 	pulse chan struct{} // closed when something has passed; nil when nobody waits
 }
@@ -124,11 +125,11 @@ func (p *Pass) run(ctx context.Context) {
 		err = recovered(p.commit)
 	}
 	if err != nil {
-		p.pack.Rollback() // its failure leaves bytes that nobody can see
-		p.b.Fail(err)
+		recovered(p.pack.Rollback) // its failure leaves bytes that nobody can see
+		recovered(func() error { p.b.Fail(err); return nil })
 	}
 	p.mu.Lock()
-	p.err, p.cur = err, nil
+	p.err, p.cur, p.ended = err, nil, true
 	p.wake()
 	p.mu.Unlock()
 }
@@ -213,6 +214,14 @@ func (p *Pass) commit() error {
 	}
 	p.store.share(p.b, p.c, p.pack.Hash())
 	return nil
+}
+
+// locked runs fn under p.mu, which a panic of fn must not leave locked: run and
+// all readers would wait for ever.
+func (p *Pass) locked(fn func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fn()
 }
 
 // errMalformed marks what is wrong in the bytes themselves.

@@ -67,9 +67,8 @@ func (p *Pass) entry(ctx context.Context, h *tar.Header, tr io.Reader, at place,
 		}
 		return nil
 	}
-	p.mu.Lock()
-	id, err := p.b.Add(e)
-	p.mu.Unlock()
+	var id unionfs.ID
+	p.locked(func() { id, err = p.b.Add(e) })
 	if err != nil || e.Type != tar.TypeReg || id == unionfs.NoID {
 		return err
 	}
@@ -148,12 +147,13 @@ func (p *Pass) small(ctx context.Context, f *passFile) error {
 
 // large takes a file of several chunks; its bytes can be read as they pass.
 func (p *Pass) large(ctx context.Context, f *passFile) error {
-	p.mu.Lock()
-	off, err := p.b.BeginContent(f.id)
-	if err == nil {
-		p.cur = &bigFile{id: f.id, packOff: off, size: f.size}
-	}
-	p.mu.Unlock()
+	var off int64
+	var err error
+	p.locked(func() {
+		if off, err = p.b.BeginContent(f.id); err == nil {
+			p.cur = &bigFile{id: f.id, packOff: off, size: f.size}
+		}
+	})
 	if err != nil {
 		return err
 	}
@@ -214,22 +214,23 @@ func (p *Pass) chunk(ctx context.Context, f *passFile, packOff, n int64) ([]byte
 // finish tells the Builder a content that has passed.
 func (p *Pass) finish(ctx context.Context, f *passFile, off int64, content unionfs.Content) error {
 	elsewhere := p.elsewhere(content.Digest)
-	p.mu.Lock()
-	_, dup, err := p.b.SetContent(f.id, content)
-	if err == nil && !dup {
-		err = p.settle(f, elsewhere)
-	}
-	if err == nil && !dup {
-		ci, _ := p.b.Content(f.id)
-		for i := range content.Chunks {
-			if content.Chunks[i].BlobLen == 0 {
-				p.store.hole.add(ci.FirstChunk + uint32(i))
+	var dup bool
+	var err error
+	p.locked(func() {
+		if _, dup, err = p.b.SetContent(f.id, content); err == nil && !dup {
+			err = p.settle(f, elsewhere)
+		}
+		if err == nil && !dup {
+			ci, _ := p.b.Content(f.id)
+			for i := range content.Chunks {
+				if content.Chunks[i].BlobLen == 0 {
+					p.store.hole.add(ci.FirstChunk + uint32(i))
+				}
 			}
 		}
-	}
-	p.cur = nil
-	p.wake()
-	p.mu.Unlock()
+		p.cur = nil
+		p.wake()
+	})
 	if err == nil && (dup || elsewhere) {
 		err = p.store.drop(ctx, off, f.size)
 	}

@@ -35,6 +35,10 @@ func (p *Pass) ReadAt(ctx context.Context, id unionfs.ID, buf []byte, off int64)
 			return 0, nil
 		}
 		if v.passed < off+int64(n) {
+			if p.ended {
+				p.mu.Unlock()
+				return 0, ErrNotKept
+			}
 			wait := p.waitLocked()
 			p.mu.Unlock()
 			select {
@@ -98,8 +102,11 @@ func (p *Pass) copyLocked(id unionfs.ID, v view, b []byte, off int64) (ok bool, 
 			p.mu.Unlock()
 			n, err = p.pack.ReadStaged(b[:limit], at)
 			p.mu.Lock()
-			if err != nil {
+			switch {
+			case err != nil:
 				return false, err
+			case p.ended: // what is staged may be of another pass over the layer
+				return false, cache.ErrNotStaged
 			}
 			// A duplicate may have been found, and its bytes dropped.
 			if now, err := p.view(id); err != nil || now.base != v.base || now.away {
