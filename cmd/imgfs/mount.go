@@ -6,6 +6,7 @@ import (
 	iofs "io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -101,6 +102,13 @@ func checkPlace(cmd *cobra.Command, c *config) error {
 	case !info.IsDir():
 		return fmt.Errorf("%q: not a directory", dir)
 	}
+	// A server that opens its own files through its own mount asks itself, and
+	// waits for ever.
+	for flag, path := range map[string]string{"cache-dir": c.cacheDir, "log-file": c.logFile, "certs-dir": c.certsDir} {
+		if path != "" && isBelow(path, dir) {
+			return fmt.Errorf("%q: --%s %q would be hidden by the mount; choose a place outside of it", dir, flag, path)
+		}
+	}
 	if err := checkDevice(); err != nil {
 		return fmt.Errorf("%q: %w", dir, err)
 	}
@@ -111,6 +119,29 @@ func checkPlace(cmd *cobra.Command, c *config) error {
 		fmt.Fprintf(cmd.ErrOrStderr(), "imgfs mount: note: %q is not empty; what it holds is hidden until it is unmounted\n", dir)
 	}
 	return nil
+}
+
+// isBelow reports whether path is dir or lies below it, once symbolic links are
+// followed. What does not exist yet is judged by the directory that it would be
+// made in.
+func isBelow(path, dir string) bool {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return false
+	}
+	rest := ""
+	for {
+		if real, err := filepath.EvalSymlinks(path); err == nil {
+			path = filepath.Join(real, rest)
+			break
+		}
+		if path == filepath.Dir(path) {
+			break
+		}
+		path, rest = filepath.Dir(path), filepath.Join(filepath.Base(path), rest)
+	}
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
 }
 
 // readSome reads the first name in dir.

@@ -62,3 +62,24 @@ func TestOpenLogPutsALargeOneAside(t *testing.T) {
 		t.Errorf("the old log: %v, %v", info, err)
 	}
 }
+
+func TestIsBelow(t *testing.T) {
+	top := t.TempDir()
+	m := filepath.Join(top, "m")
+	for _, d := range []string{"m/in", "m2"} {
+		if err := os.MkdirAll(filepath.Join(top, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("m/in", filepath.Join(top, "link")); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]bool{
+		"m": true, "m/in": true, "m/new/x": true, "link": true, "link/new": true,
+		"m2": false, "new": false, "m2/new": false, ".": false, "m/../new": false,
+	} {
+		if got := isBelow(filepath.Join(top, path), m); got != want {
+			t.Errorf("isBelow(%q, m) = %v, want %v", path, got, want)
+		}
+	}
+}
