@@ -299,6 +299,23 @@ func TestPushedSince(t *testing.T) {
 	}
 }
 
+// mkdir without -p pulls too; what is removed is not brought first.
+func TestMkdirAlone(t *testing.T) {
+	w := newWorld(t, Options{})
+	w.push("debian:12", layer(t, file("a", "a")))
+	w.wantErr("rmdir of what is not here", syscall.Rmdir(w.path("debian", "12")), syscall.ENOENT)
+	w.wantErr("unlink of what is not here", syscall.Unlink(w.path("debian", "12")), syscall.ENOENT)
+	if got := w.requests.Load(); got != 0 {
+		t.Errorf("removing what is not here made %d requests", got)
+	}
+	if err := os.Mkdir(w.path("debian", "12"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.read(w.path("debian", "12", "a")); got != "a" {
+		t.Errorf("read = %q", got)
+	}
+}
+
 func TestNestedRepository(t *testing.T) {
 	w := newWorld(t, Options{})
 	w.push("team/group/app:v1", layer(t, file("a", "deep")))

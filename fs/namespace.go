@@ -238,8 +238,13 @@ func (s *namespace) find(dir, name string, tid uint32) (found, error) {
 	if !isLink && !s.possible(dir, name) {
 		return found{}, nil
 	}
-	if makesName(tid) {
-		return found{}, nil // a mkdir looks before it makes: the MKDIR pulls
+	if changesName(tid) {
+		// A mkdir looks before it makes: the MKDIR pulls. What can be no tag is
+		// on the way to one, also for "mkdir ubuntu/18.04" without -p.
+		if n := (images.Name{Repo: dir, Tag: name}); s.f.o.Pull == PullMissing && !isLink && !n.Valid() {
+			return found{kind: foundVirtual, path: join(dir, name)}, nil
+		}
+		return found{}, nil
 	}
 	if isLink {
 		return found{kind: foundLink, path: join(dir, name), target: target}, nil
@@ -530,6 +535,9 @@ func (s *namespace) rmdir(dir images.Ino, name string) fuse.Status {
 		if strings.HasPrefix(m, p+"/") {
 			return fuse.Status(errnoOf(errNotEmpty))
 		}
+	}
+	if !s.made[p] {
+		return fuse.ENOENT
 	}
 	delete(s.made, p)
 	s.changed[path] = time.Now()

@@ -177,3 +177,31 @@ func TestCatalogVersion(t *testing.T) {
 		return nil
 	})
 }
+
+// What was looked up in vain is forgotten when the catalogue is opened again;
+// what is here keeps its number, and no number is given twice.
+func TestDropNodes(t *testing.T) {
+	s, _ := testCatalog(t)
+	add(t, s.cat, Name{"host.io/team/app", "1"}, "l")
+	var last Ino
+	numbers := map[string]Ino{}
+	for _, path := range []string{"host.io", "host.io/team", "host.io/team/app", "nothing", "host.io/x"} {
+		ino, err := s.Node(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		numbers[path], last = ino, ino
+	}
+	if err := s.dropNodes(); err != nil {
+		t.Fatal(err)
+	}
+	for path, ino := range numbers {
+		_, here := s.NodePath(ino)
+		if want := strings.HasPrefix("host.io/team/app", path); here != want {
+			t.Errorf("node of %q after dropNodes: known %v, want %v", path, here, want)
+		}
+	}
+	if again, err := s.Node("nothing"); err != nil || again <= last {
+		t.Errorf("Node(nothing) = %d, %v, want a number above %d", again, err, last)
+	}
+}

@@ -123,6 +123,9 @@ func Open(o Options) (*Store, error) {
 		images: map[v1.Hash]*image{}, layers: map[uint32]*layer{}, negative: map[Name]negative{},
 		probes: map[string]probe{}, xattrs: map[string]bool{}, arriving: map[*unionfs.Builder]bool{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	if err := s.dropNodes(); err != nil { // they stay, and count
+		o.Log.Warn("namespace nodes were not cleaned up", "err", err)
+	}
 	return s, nil
 }
 

@@ -3,6 +3,7 @@ package images
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
@@ -45,16 +46,21 @@ func (s *Store) Children(path string) (dirs, tags []string, err error) {
 // HasPath reports whether anything is here at or below path.
 func (s *Store) HasPath(path string) (has bool) {
 	s.cat.db.View(func(tx *bbolt.Tx) error {
-		cur := tx.Bucket(bucketNames).Cursor()
-		for _, sep := range []string{keyTag, keyComponent} {
-			prefix := []byte(pathKey(path) + sep)
-			if k, _ := cur.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix) {
-				has = true
-			}
-		}
+		has = hasPath(tx, path)
 		return nil
 	})
 	return has
+}
+
+func hasPath(tx *bbolt.Tx, path string) bool {
+	cur := tx.Bucket(bucketNames).Cursor()
+	for _, sep := range []string{keyTag, keyComponent} {
+		prefix := []byte(pathKey(path) + sep)
+		if k, _ := cur.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix) {
+			return true
+		}
+	}
+	return false
 }
 
 // Info describes an image under one name.
@@ -111,12 +117,33 @@ func expandedSize(tx *bbolt.Tx, im imageRecord) (int64, error) {
 	return sum, nil
 }
 
-// Namespace nodes: numbers below firstNode are the root's and the control
-// files'; maxNodes bounds what a server remembers of paths that were asked for.
+// Namespace nodes: numbers below firstNode are the root's and the control files'.
+// maxNodes bounds what a server remembers of paths that were asked for; numbers
+// are never given twice, and go far beyond it.
 const (
 	firstNode = 1024
 	maxNodes  = 1 << 20
+	lastNode  = 1 << 45
 )
+
+// dropNodes forgets the nodes of paths that nothing is at any more: those of
+// walks in vain. It may only be called while no kernel holds one.
+func (s *Store) dropNodes() error {
+	return s.cat.db.Update(func(tx *bbolt.Tx) error {
+		nodes, node := tx.Bucket(bucketNodes), tx.Bucket(bucketNode)
+		var gone [][]byte
+		err := nodes.ForEach(func(path, _ []byte) error {
+			if !hasPath(tx, string(path)) {
+				gone = append(gone, bytes.Clone(path))
+			}
+			return nil
+		})
+		for _, path := range gone {
+			err = errors.Join(err, node.Delete(nodes.Get(path)), nodes.Delete(path))
+		}
+		return errors.Join(err, setCounter(tx.Bucket(bucketMeta), "nodes", uint64(node.Stats().KeyN)))
+	})
+}
 
 // Node returns the inode number of the namespace node at path, giving one when
 // it has none. It is the same after a restart.
@@ -138,7 +165,10 @@ func (s *Store) Node(path string) (Ino, error) {
 		if read(tx); ino != 0 {
 			return nil
 		}
-		n, err := next(tx, "node", maxNodes)
+		if _, err := next(tx, "nodes", maxNodes); err != nil {
+			return err
+		}
+		n, err := next(tx, "node", lastNode)
 		if err != nil {
 			return err
 		}
