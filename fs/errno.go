@@ -18,6 +18,7 @@ var errnos = []struct {
 	{images.ErrRateLimit, syscall.EAGAIN},
 	{images.ErrUnreachable, syscall.EHOSTUNREACH},
 	{context.DeadlineExceeded, syscall.ETIMEDOUT},
+	{syscall.ENOSPC, syscall.ENOSPC}, // the cache's disk is full and so is memory
 	{errNotEmpty, syscall.ENOTEMPTY},
 	{iofs.ErrExist, syscall.EEXIST},
 	{iofs.ErrNotExist, syscall.ENOENT},

@@ -112,6 +112,7 @@ func Mount(dir string, store *images.Store, o Options) (*Server, error) {
 		return nil, errors.Join(fmt.Errorf("fs: mounting %q: %w", dir, err), srv.Unmount())
 	}
 	readAhead(dir, o.Log)
+	go writeBack(dir, s.done)
 	return s, nil
 }
 

@@ -114,7 +114,7 @@ func (s *namespace) here(dir, name string) (found, error) {
 
 // ask finds name in dir, which is not here, by asking its registry: it pulls
 // the tag of that name, else looks whether it is a repository or a namespace.
-// With force it also asks again what is known to be missing, and takes a path that cannot be looked into for a namespace.
+// With force it also asks again what is known to be missing.
 func (s *namespace) ask(dir, name string, force bool) (found, error) {
 	n := images.Name{Repo: dir, Tag: name}
 	refused := error(iofs.ErrNotExist) // why it is no tag
@@ -150,7 +150,7 @@ func (s *namespace) ask(dir, name string, force bool) (found, error) {
 		if err != nil {
 			return found{}, err
 		}
-		if guess && (force || !errors.Is(refused, iofs.ErrPermission)) {
+		if guess && !errors.Is(refused, iofs.ErrPermission) {
 			kind = images.PathNamespace
 		}
 	}

@@ -84,7 +84,7 @@ func openCatalog(path string) (*catalog, error) {
 		return nil, fmt.Errorf("images: opening the catalogue %q: another process has it open", path)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("images: opening the catalogue %q: %v", path, err)
+		return nil, fmt.Errorf("images: opening the catalogue %q: %v; if it is damaged, remove it: what is cached stays, but tags have to be pulled again", path, err)
 	}
 	c := &catalog{db: db}
 	if err := c.prepare(); err != nil {

@@ -115,7 +115,7 @@ func (l *layer) load(ctx context.Context) (*layerState, error) {
 			return nil, err
 		}
 	}
-	b, err := unionfs.NewBuilder(l.s.cache.TempDir())
+	b, err := unionfs.NewBuilder(l.s.scratchDir())
 	if err != nil {
 		return nil, err
 	}
@@ -170,6 +170,22 @@ func (l *layer) install(b *unionfs.Builder, format fetch.Format) (*unionfs.Index
 	return unionfs.Open(path)
 }
 
+// minScratch is the free space below which scratch files are not put on the
+// cache's disk: a layer of a hundred thousand files needs about 20 MB of them.
+const minScratch = 64 << 20
+
+// scratchDir is where layers are compiled: the cache directory, or, when its disk
+// is nearly full, memory.
+func (s *Store) scratchDir() string {
+	const memory = "/dev/shm"
+	if s.cache.Usage().Free < minScratch {
+		if st, err := os.Stat(memory); err == nil && st.IsDir() {
+			return memory
+		}
+	}
+	return s.cache.TempDir()
+}
+
 // isFull reports whether err says that the disk has no room.
 func isFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, cache.ErrFull)
@@ -216,7 +232,7 @@ func (l *layer) adopt(idx *unionfs.Index) (*layerState, error) {
 // stream starts a pass over a layer that has no index.
 func (l *layer) stream(why string) (*layerState, error) {
 	l.s.log.Info("layer is streamed", "layer", l.rec.Desc.Digest.String(), "why", why)
-	b, err := unionfs.NewBuilder(l.s.cache.TempDir())
+	b, err := unionfs.NewBuilder(l.s.scratchDir())
 	if err != nil {
 		return nil, err
 	}

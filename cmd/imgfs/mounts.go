@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"github.com/spf13/cobra"
@@ -113,6 +114,13 @@ func topmost(mounts []*mountinfo.Info, dir string) *mountinfo.Info {
 // fusermount3. The error of a busy mount is unix.EBUSY.
 func unmount(dir string, flags int) error {
 	err := unix.Unmount(dir, flags|unix.UMOUNT_NOFOLLOW)
+	for range 4 { // the server itself opens the mount for a moment now and then
+		if !errors.Is(err, unix.EBUSY) {
+			break
+		}
+		time.Sleep(25 * time.Millisecond)
+		err = unix.Unmount(dir, flags|unix.UMOUNT_NOFOLLOW)
+	}
 	if !errors.Is(err, unix.EPERM) {
 		return err
 	}

@@ -67,9 +67,11 @@ func pull(cmd *cobra.Command, mount string, want image) error {
 		}
 		return fmt.Errorf("%q: %s", want.ref, errnoText(err))
 	}
-	if r, ok := findImage(mount, want); ok && r.Digest != "" {
-		fmt.Fprintf(out, "Digest: %s\n", r.Digest)
+	r, ok := findImage(mount, want)
+	if !ok {
+		return fmt.Errorf("%q: there is a directory of that name now, but no image: the registry knows no such tag", want.ref)
 	}
+	fmt.Fprintf(out, "Digest: %s\n", r.Digest)
 	status := "Downloaded newer image for"
 	if before {
 		status = "Image is up to date for"
