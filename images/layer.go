@@ -107,9 +107,13 @@ func (l *layer) load(ctx context.Context) (*layerState, error) {
 	}
 	if err == nil {
 		idx.Close()
-		err = errors.New("it is of another blob")
+		err = fmt.Errorf("images: it is of another blob: %w", unionfs.ErrDamaged)
 	}
-	if !errors.Is(err, iofs.ErrNotExist) {
+	switch {
+	case errors.Is(err, iofs.ErrNotExist):
+	case !errors.Is(err, unionfs.ErrDamaged):
+		return nil, err // no descriptors, no memory: the file is as good as it was
+	default:
 		l.s.log.Warn("layer index damaged, it is made again", "layer", h.String(), "err", err)
 		if err := l.s.cache.Remove(cache.Index, h); err != nil {
 			return nil, err
