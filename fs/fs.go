@@ -41,6 +41,8 @@ type Options struct {
 	Dev, Suid  bool   // honour devices, set-user-ID and set-group-ID bits
 	FsName     string // first column of df; "": "imgfs"
 	Log        *slog.Logger
+
+	handles bool // as if the kernel insisted on OPEN and OPENDIR: for tests
 }
 
 // Server is a mounted file system.
@@ -184,7 +186,7 @@ func (f *fileSystem) SetDebug(bool) {}
 func (f *fileSystem) Init(s *fuse.Server) {
 	k := s.KernelSettings()
 	const need = fuse.CAP_NO_OPEN_SUPPORT | fuse.CAP_NO_OPENDIR_SUPPORT
-	f.handles = k.Flags64()&need != need
+	f.handles = f.o.handles || k.Flags64()&need != need
 	f.notify.start(s)
 }
 

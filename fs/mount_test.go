@@ -417,6 +417,28 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
+// A kernel that insists on OPEN and OPENDIR gets handles that mean nothing.
+func TestHandles(t *testing.T) {
+	w := newWorld(t, Options{handles: true})
+	w.push("debian:12", layer(t, dir("d/"), file("d/a", "alpha"), file("d/b", "beta")))
+	for range 2 {
+		if got := w.list(w.path("debian", "12", "d")); !slices.Equal(got, []string{"a", "b"}) {
+			t.Errorf("list = %q", got)
+		}
+		if got := w.read(w.path("debian", "12", "d", "a")); got != "alpha" {
+			t.Errorf("read = %q", got)
+		}
+	}
+	f, err := os.OpenFile(w.path("debian", "12", "d", "a"), os.O_RDWR, 0)
+	if err == nil {
+		f.Close()
+	}
+	w.wantErr("open for writing", err, syscall.EROFS)
+	if s := w.stats(); s.Fuse["OPEN"] < 3 || s.Fuse["OPENDIR"] < 2 {
+		t.Errorf("the kernel sent %d OPEN and %d OPENDIR, want one for each open", s.Fuse["OPEN"], s.Fuse["OPENDIR"])
+	}
+}
+
 func TestXattrs(t *testing.T) {
 	w := newWorld(t, Options{})
 	w.push("debian:12", layer(t, xattr(file("a", "a"), "user.colour", "blue"), file("b", "b")))
