@@ -314,6 +314,17 @@ func TestMkdirAlone(t *testing.T) {
 	if got := w.read(w.path("debian", "12", "a")); got != "a" {
 		t.Errorf("read = %q", got)
 	}
+	// Nothing on the way is asked for: the whole path is known.
+	w.push("team/group/sub/app:v1", layer(t, file("a", "deep")))
+	if err := os.Mkdir(w.path("team", "group", "sub", "app", "v1"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.requests.Load(); got > 4 { // manifest, config, layer, and a ping
+		t.Errorf("mkdir of an image four directories down made %d requests", got)
+	}
+	if got := w.read(w.path("team", "group", "sub", "app", "v1", "a")); got != "deep" {
+		t.Errorf("read = %q", got)
+	}
 }
 
 func TestNestedRepository(t *testing.T) {

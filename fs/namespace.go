@@ -238,11 +238,12 @@ func (s *namespace) find(dir, name string, tid uint32) (found, error) {
 	if !isLink && !s.possible(dir, name) {
 		return found{}, nil
 	}
-	if changesName(tid) {
-		// A mkdir looks before it makes: the MKDIR pulls. What can be no tag is
-		// on the way to one, also for "mkdir ubuntu/18.04" without -p.
-		if n := (images.Name{Repo: dir, Tag: name}); s.f.o.Pull == PullMissing && !isLink && !n.Valid() {
-			return found{kind: foundVirtual, path: join(dir, name)}, nil
+	if c := changeOf(tid); c.any {
+		// A mkdir looks before it makes: the MKDIR pulls. What is on the way to
+		// it, or can be no tag and so only be on the way, can be passed.
+		n := images.Name{Repo: dir, Tag: name}
+		if path := join(dir, name); !isLink && (c.passes(path) || s.f.o.Pull == PullMissing && !n.Valid()) {
+			return found{kind: foundVirtual, path: path}, nil
 		}
 		return found{}, nil
 	}

@@ -80,9 +80,14 @@ func pull(cmd *cobra.Command, mount string, want image) error {
 	return nil
 }
 
-// makeAll is mkdir -p of path below mount. Looking a name up could pull it, so
-// nothing is asked for before it is made.
+// makeAll makes path below mount, in one call: the server then knows which image
+// is meant, and asks for nothing on the way to it. Where it cannot know that, the
+// directories on the way have to be made first.
 func makeAll(mount, path string) error {
+	err := unix.Mkdir(filepath.Join(mount, path), 0o755)
+	if err == nil || !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
 	dir := mount
 	for _, part := range strings.Split(path, "/") {
 		dir = filepath.Join(dir, part)
