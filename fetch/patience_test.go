@@ -71,8 +71,7 @@ func TestStreamQueues(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer r.Close()
-			time.AfterFunc(5*time.Minute, func() { r.Close() })
+			time.AfterFunc(5*time.Minute, func() { r.Close() }) // and nobody else: a body has one user
 		}
 		r, err := b.Stream(t.Context(), Soon, 0)
 		if err != nil {
