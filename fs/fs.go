@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -49,7 +50,8 @@ type Options struct {
 type Server struct {
 	fuse *fuse.Server
 	fs   *fileSystem
-	done chan struct{}
+	done chan struct{}  // closed when the kernel asks nothing any more
+	back sync.WaitGroup // writeBack
 }
 
 // maxRequest is the most bytes that one READ carries. Read-ahead of the mount is
@@ -114,13 +116,14 @@ func Mount(dir string, store *images.Store, o Options) (*Server, error) {
 		return nil, errors.Join(fmt.Errorf("fs: mounting %q: %w", dir, err), srv.Unmount())
 	}
 	readAhead(dir, o.Log)
-	go writeBack(dir, s.done)
+	s.back.Go(func() { writeBack(dir, s.done) })
 	return s, nil
 }
 
 // Serve blocks until the file system is unmounted.
 func (s *Server) Serve() error {
 	<-s.done
+	s.back.Wait()
 	return nil
 }
 

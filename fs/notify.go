@@ -16,6 +16,7 @@ import (
 // what is being made or looked up in its directory, which may be a pull.
 type notifier struct {
 	names, inodes *queue
+	running       sync.WaitGroup
 
 	mu     sync.Mutex
 	server *fuse.Server
@@ -37,13 +38,15 @@ func (n *notifier) start(s *fuse.Server) {
 	n.mu.Lock()
 	n.server = s
 	n.mu.Unlock()
-	go n.names.run(s)
-	go n.inodes.run(s)
+	n.running.Go(func() { n.names.run(s) })
+	n.running.Go(func() { n.inodes.run(s) })
 }
 
+// close ends the delivery, and waits for what is being delivered.
 func (n *notifier) close() {
 	n.names.close()
 	n.inodes.close()
+	n.running.Wait()
 }
 
 // inode has the kernel drop what it caches of an inode.
@@ -137,7 +140,11 @@ func (q *queue) run(s *fuse.Server) {
 			continue
 		}
 		for node := x.first; node <= x.last; node++ {
-			q.check(x, s.InodeNotify(node, 0, 0))
+			st := s.InodeNotify(node, 0, 0)
+			if st == fuse.Status(syscall.EBADF) || st == fuse.ENODEV {
+				return // unmounted
+			}
+			q.check(x, st)
 		}
 	}
 }

@@ -230,11 +230,12 @@ func (im *image) damaged(bad *imageState, err error) {
 	im.s.log.Error("image is made again", "image", im.digest.String(), "err", err)
 	for _, l := range im.layers {
 		if st := l.state.Load(); st != nil && st.idx != nil && st.idx.Verify() != nil {
-			im.s.cache.Remove(cache.Index, l.key())
-			l.state.CompareAndSwap(st, nil)
+			l.damaged(st, unionfs.ErrDamaged)
 		}
 	}
-	im.s.cache.Remove(cache.Tree, im.treeKey())
+	if err := im.s.cache.Remove(cache.Tree, im.treeKey()); err != nil {
+		im.s.log.Error("removing a damaged tree", "err", err)
+	}
 }
 
 func (im *image) close() {
