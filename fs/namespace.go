@@ -519,7 +519,7 @@ func (s *namespace) rmdir(dir images.Ino, name string) fuse.Status {
 		return s.refused(path, name, err)
 	}
 	if x.kind == foundImage {
-		if err := s.f.store.Remove(x.image); err != nil {
+		if _, err := s.f.store.Remove(x.image); err != nil {
 			return s.refused(path, name, err)
 		}
 		s.f.log.Info("untagged", "image", x.image.String())

@@ -16,6 +16,7 @@ import (
 //	  0     ---------------- number of a node ---------------   namespace: registries, repositories, control files
 //	  1     layer's sequence      inode's index in the layer    anything but a directory, the same in every image
 //	  2     view's sequence      layer's ordinal · directory    a directory of one image under one name
+//	  3     layer's sequence      directory, or all ones         a directory, or a whiteout, of a layer alone
 //
 // The ordinal takes as many of the index's top bits as the number of the image's
 // layers needs, the directory's number in that layer takes the rest; a directory
@@ -25,9 +26,10 @@ type Ino uint64
 
 // Kinds of inodes.
 const (
-	KindNode = 0 // of the namespace
-	KindFile = 1 // of a layer
-	KindDir  = 2 // of a view
+	KindNode  = 0 // of the namespace
+	KindFile  = 1 // of a layer
+	KindDir   = 2 // of a view
+	KindLayer = 3 // of a layer alone, as overlayfs takes it
 )
 
 const (

@@ -72,9 +72,9 @@ type Info struct {
 	Created    time.Time // zero when the config does not say
 	Pulled     time.Time
 	Layers     int
-	Compressed int64 // bytes of the layers in the registry
-	Expanded   int64 // bytes of all regular files of the layers; -1 while a layer is still arriving
 	Platform   string
+	Dangling   bool // no name stands for it: Name is {".imgfs/dangling", ID}
+	Sizes
 }
 
 // List returns all images that are here, by name. Those named by digest only are
@@ -93,7 +93,7 @@ func (s *Store) List() ([]Info, error) {
 			}
 			size, err := expandedSize(tx, im)
 			list = append(list, Info{Name: parseKey(k), Digest: rec.Image, Top: rec.Top, ID: im.Config, Created: im.Created,
-				Pulled: rec.Time, Layers: len(im.Layers), Compressed: im.Size, Expanded: size, Platform: im.Platform})
+				Pulled: rec.Time, Layers: len(im.Layers), Sizes: Sizes{Compressed: im.Size, Expanded: size}, Platform: im.Platform})
 			return err
 		})
 	})

@@ -10,11 +10,23 @@ import (
 
 // Name is one name of an image: a repository, as a path below the mount, and a
 // tag in it. docker.io/library/ubuntu:18.04 is {"ubuntu", "18.04"}. A tag that
-// begins with "@" is a digest: {"ubuntu", "@sha256:…"}.
+// begins with "@" is a digest: {"ubuntu", "@sha256:…"}. The image for another
+// platform than the mount's is {".imgfs/platforms/linux-arm64/ubuntu", "18.04"}.
+//
+// Images without a name have directories too: {".imgfs/dangling", image ID} and
+// {".imgfs/chains", chain ID}, both in hexadecimal. They can be opened, but are no
+// names: neither Valid nor in the catalogue's names.
 type Name struct {
 	Repo string // "ubuntu", "bitnami/redis", "localhost:5000/team/app"
 	Tag  string
 }
+
+// Directories of the mount with images that are not in the namespace proper.
+const (
+	PlatformsDir = ".imgfs/platforms"
+	DanglingDir  = ".imgfs/dangling"
+	ChainsDir    = ".imgfs/chains"
+)
 
 // String is the reference as docker writes it.
 func (n Name) String() string {

@@ -139,7 +139,7 @@ func (s *Store) describe(n Name, res *fetch.Image) (pulled, error) {
 // Remove takes the name away, durably. The image goes with its last name;
 // readers that have it open go on. The name stays unknown until Pull brings it
 // back. The error is fs.ErrNotExist when n is not here.
-func (s *Store) Remove(n Name) error { return s.cat.remove(n) }
+func (s *Store) Remove(n Name) (Change, error) { return Change{}, s.cat.remove(n) }
 
 // Missing returns the error that said, not long ago, that n's registry does not
 // have n; nil when nothing is remembered.

@@ -1,0 +1,242 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+)
+
+// Failures of the operations below, beside those of io/fs.
+var (
+	// ErrConflict reports an image that cannot be removed as asked: several names
+	// stand for it, or an image depends on it.
+	ErrConflict = errors.New("in use by images")
+	// ErrAmbiguous reports a prefix that several image IDs have.
+	ErrAmbiguous = errors.New("ambiguous")
+)
+
+// Change is what an operation on names did.
+type Change struct {
+	Untagged []Name    // names that are gone, or stand for another image now
+	Deleted  []v1.Hash // IDs of images that are no longer here
+	Dangling []v1.Hash // IDs of images that have just lost their last name, and stay
+	Image    v1.Hash   // manifest digest of the image that the name stands for now; zero when it is gone
+}
+
+// Update asks n's registry again. If the tag has moved, n stands for the new
+// image, and the old one, if nothing else names it, is dangling. The change is
+// zero when the tag has not moved. n must be here: else fs.ErrNotExist.
+func (s *Store) Update(ctx context.Context, n Name) (Change, error) {
+	return Change{}, errors.ErrUnsupported
+}
+
+// Manifest returns the manifest digest of the image that n stands for; ok is
+// false when none is here under n. n may also be {".imgfs/dangling", ID}.
+func (s *Store) Manifest(n Name) (manifest v1.Hash, ok bool, err error) {
+	return v1.Hash{}, false, errors.ErrUnsupported
+}
+
+// FindID returns the image whose ID begins with prefix: hexadecimal digits, with
+// or without "sha256:" before them. It is fs.ErrNotExist when there is none, and
+// then also ErrAmbiguous, with some of the candidates in its text, when there are
+// several. Its cost does not grow with the number of images.
+func (s *Store) FindID(prefix string) (ImageID, error) { return ImageID{}, errors.ErrUnsupported }
+
+// ImageID is an image by its ID, the digest of its config. Several manifests may
+// have one config: one image in two compressions.
+type ImageID struct {
+	ID        v1.Hash
+	Manifests []v1.Hash // at least one, those with names first
+	Names     []Name    // all names of all of them, sorted
+}
+
+// Tag makes dst stand for the image with this manifest digest. The image that
+// dst stood for, if that was its last name, is dangling. It is fs.ErrNotExist
+// when the image is not here, fs.ErrInvalid when dst can be no name or is a digest.
+func (s *Store) Tag(manifest v1.Hash, dst Name) (Change, error) {
+	return Change{}, errors.ErrUnsupported
+}
+
+// Move makes dst stand for what src stands for, and takes src away as Remove
+// does, in one transaction. The directory numbers of src go with it: who is in
+// src is in dst then. With replace dst may be here: its image is dangling if that
+// was its last name; else that is fs.ErrExist. src and dst being the same changes
+// nothing.
+func (s *Store) Move(src, dst Name, replace bool) (Change, error) {
+	return Change{}, errors.ErrUnsupported
+}
+
+// Exchange swaps what a and b stand for, with their directory numbers.
+func (s *Store) Exchange(a, b Name) (Change, error) { return Change{}, errors.ErrUnsupported }
+
+// RemoveID removes the image with this ID, named or dangling: all of its
+// manifests. ErrConflict when more than one tag stands for it.
+func (s *Store) RemoveID(id v1.Hash) (Change, error) { return Change{}, errors.ErrUnsupported }
+
+// DropLayer gives the disk back what is cached of a layer that no image uses:
+// its pack, its index. It returns the bytes. ErrConflict while an image uses the
+// layer, fs.ErrNotExist when it is not here. Who still has files of it open
+// reads on, from the registry.
+func (s *Store) DropLayer(ctx context.Context, layer v1.Hash) (int64, error) {
+	return 0, errors.ErrUnsupported
+}
+
+// Sizes are bytes of an image, or of all images. What cannot be known yet,
+// because a layer still arrives, is -1.
+type Sizes struct {
+	Compressed int64 // of the layers, as they are in the registry
+	Expanded   int64 // of the regular files of the layers, hard links once: what docker calls SIZE
+	Usage      int64 // the same in blocks of 512 bytes: what du counts
+	Shared     int64 // the part of Expanded in layers that another image has too
+	Unique     int64 // Expanded - Shared
+	Cached     int64 // of the layers' contents on this disk
+}
+
+// Totals are the counters of everything that is here. Reading them costs the same
+// whatever is here.
+type Totals struct {
+	Images   int // manifests
+	Tagged   int // images that have a name
+	Dangling int // images that have none
+	Names    int
+	Layers   int // that an image uses, each once
+	Idle     int // layers that no image uses and that are still on this disk
+	Arriving int // layers in use whose size is not known yet; they count as 0 below
+
+	Sizes             // each layer once
+	SharedUsage int64 // as Shared, in blocks of 512 bytes
+	// What goes when all dangling images are removed and all idle layers dropped.
+	Reclaimable       int64 // of Expanded
+	ReclaimableCached int64 // of Cached
+	CacheLimit        int64
+	CacheFree         int64 // what the file system has left
+}
+
+// Totals returns the counters.
+func (s *Store) Totals() (Totals, error) { return Totals{}, errors.ErrUnsupported }
+
+// LayerInfo describes a layer.
+type LayerInfo struct {
+	Key        v1.Hash // what it is known by here: .imgfs/layers/<Key.Hex>
+	Digest     v1.Hash // of the blob
+	DiffID     v1.Hash
+	MediaType  string
+	Images     int // images that use it; 0: idle
+	Compressed int64
+	Expanded   int64 // -1 while it is not known
+	Usage      int64 // in blocks of 512 bytes
+	Cached     int64
+	Method     string // "eStargz", "zstd:chunked", "gzip", "zstd", "tar"; "" when not known yet
+	Lazy       bool   // read by ranges
+	Why        string // why not lazily, when it is not
+	State      string // "indexed", "streaming", "not opened"
+	Arrived    int64  // compressed bytes that have passed, while streaming
+}
+
+// Layers returns all layers that are here, by key: those that images use and
+// those that none uses any more.
+func (s *Store) Layers() ([]LayerInfo, error) { return nil, errors.ErrUnsupported }
+
+// Layer returns one of them.
+func (s *Store) Layer(key v1.Hash) (LayerInfo, bool, error) {
+	return LayerInfo{}, false, errors.ErrUnsupported
+}
+
+// Chain is an image as it was after one of its layers: an intermediate image.
+type Chain struct {
+	ID      v1.Hash // the chain ID of the image-spec
+	Layers  int
+	Created time.Time // of the history's step, when it says
+	Images  []v1.Hash // manifest digests of the images that depend on it
+	Whole   bool      // it is the whole of one of them
+}
+
+// Chains returns all chains, by ID.
+func (s *Store) Chains() ([]Chain, error) { return nil, errors.ErrUnsupported }
+
+// Chain returns one of them.
+func (s *Store) Chain(id v1.Hash) (Chain, bool, error) { return Chain{}, false, errors.ErrUnsupported }
+
+// Details are everything that is known of an image.
+type Details struct {
+	Info
+	Names       []Name // all of the image, sorted
+	RawManifest []byte
+	RawConfig   []byte
+	Layers      []LayerInfo // lowest first
+}
+
+// Details returns them for the image that n stands for ({".imgfs/dangling", ID}
+// too). It is fs.ErrNotExist when none is here.
+func (s *Store) Details(ctx context.Context, n Name) (Details, error) {
+	return Details{}, errors.ErrUnsupported
+}
+
+// Image returns the Info of one name.
+func (s *Store) Image(n Name) (Info, error) { return Info{}, errors.ErrUnsupported }
+
+// PullState is a pull that is under way or has just ended.
+type PullState struct {
+	Name    Name
+	Started time.Time
+	Ended   time.Time // zero while it is under way; what still streams then goes on
+	Err     string
+	Layers  []PullLayer
+}
+
+// PullLayer is a layer of a pull.
+type PullLayer struct {
+	Key     v1.Hash
+	Digest  v1.Hash
+	Size    int64  // compressed bytes
+	Method  string // "lazy", "streaming", "here already"; "" while it is not known
+	Format  string // as LayerInfo.Method
+	Arrived int64  // compressed bytes that have come, of those that have to for now
+	Done    bool
+	Err     string
+}
+
+// Pulls returns the pulls of the last minute, the latest last.
+func (s *Store) Pulls() []PullState { return nil }
+
+// LayerRoot opens the layer alone and returns the inode of its root directory,
+// of KindLayer.
+func (s *Store) LayerRoot(ctx context.Context, key v1.Hash) (Ino, error) {
+	return 0, errors.ErrUnsupported
+}
+
+// Fact returns what user.imgfs.<name> says of an inode: image, id, digest, layer,
+// compressed, size, shared, cached, method, error. ok is false when there is
+// nothing to say, or no such fact.
+func (s *Store) Fact(ctx context.Context, ino Ino, name string) (value string, ok bool, err error) {
+	return "", false, errors.ErrUnsupported
+}
+
+// CachedBytes is how many bytes of a file's content are on this disk.
+func (s *Store) CachedBytes(ctx context.Context, ino Ino) (int64, error) {
+	return 0, errors.ErrUnsupported
+}
+
+// CatalogReads counts the records that were read from the catalogue since Open.
+func (s *Store) CatalogReads() int64 { return 0 }
+
+// Finding is something that Check found.
+type Finding struct {
+	Kind     string // "blob", "index", "tree", "pack", "catalogue"
+	Object   string // its digest, or its name
+	Problem  string
+	Repaired bool
+}
+
+// Checked counts what Check looked at.
+type Checked struct{ Blobs, Indexes, Trees, Packs, Chunks, Names int }
+
+// Check verifies every blob, index, tree and cached chunk against its digest or
+// checksums, and the counters of the catalogue against a count. With repair, what
+// is damaged is removed, so that its next use fetches or makes it again, and
+// counters are set right. It calls report for each finding.
+func (s *Store) Check(ctx context.Context, repair bool, report func(Finding)) (Checked, error) {
+	return Checked{}, errors.ErrUnsupported
+}
