@@ -160,6 +160,7 @@ type fileSystem struct {
 	notify  *notifier
 	counts  counts
 	errors  *errorLog
+	events  *eventLog
 	control *control
 	space   *namespace
 }
@@ -167,7 +168,7 @@ type fileSystem struct {
 func newFileSystem(store *images.Store, o Options) *fileSystem {
 	f := &fileSystem{RawFileSystem: fuse.NewDefaultRawFileSystem(), store: store, o: o, log: o.Log,
 		uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), started: time.Now()}
-	f.errors = &errorLog{}
+	f.errors, f.events = &errorLog{}, &eventLog{}
 	f.notify = newNotifier(o.Log)
 	f.control = newControl(f)
 	f.space = &namespace{f: f, made: map[string]bool{}, changed: map[string]time.Time{}}
@@ -197,6 +198,7 @@ func (f *fileSystem) Init(s *fuse.Server) {
 func (f *fileSystem) event(e images.Event) {
 	if e.Err != nil {
 		f.errors.add(e.Name.String(), "read", errnoOf(e.Err), e.Err)
+		f.events.fail(e.Name.String(), e.Err)
 		f.log.Error("image failed", "image", e.Name.String(), "err", e.Err)
 	}
 	if e.Drop {
