@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"os"
 	"sort"
 	"strings"
 	"sync"
@@ -241,42 +240,10 @@ func (c *control) imagesText(b *bytes.Buffer) error {
 	return w.Flush()
 }
 
-// statsOf are the server's counters.
-type statsOf struct {
-	PID      int              `json:"pid"`
-	Started  time.Time        `json:"started"`
-	Fuse     map[string]int64 `json:"fuse"` // messages by operation
-	Registry struct {
-		Requests int64 `json:"requests"`
-		Bytes    int64 `json:"bytes"`
-		Retries  int64 `json:"retries"`
-	} `json:"registry"`
-	Cache struct {
-		Limit int64 `json:"limit"`
-		Used  int64 `json:"used"`
-		Free  int64 `json:"free"`
-	} `json:"cache"`
-}
-
-func (c *control) stats() statsOf {
-	s := statsOf{PID: os.Getpid(), Started: c.f.started.UTC(), Fuse: map[string]int64{}}
-	for i, name := range opNames {
-		s.Fuse[name] = c.f.counts[i].Load()
-	}
-	for _, h := range c.f.store.Traffic().Hosts {
-		s.Registry.Requests += h.Requests
-		s.Registry.Bytes += h.Bytes
-		s.Registry.Retries += h.Retries
-	}
-	u := c.f.store.Usage()
-	s.Cache.Limit, s.Cache.Used, s.Cache.Free = u.Limit, u.Used, u.Free
-	return s
-}
-
-func (c *control) statsJSON(b *bytes.Buffer) error { return encode(b, c.stats()) }
+func (c *control) statsJSON(b *bytes.Buffer) error { return encode(b, c.f.stats()) }
 
 func (c *control) statsText(b *bytes.Buffer) error {
-	s := c.stats()
+	s := c.f.stats()
 	fmt.Fprintf(b, "pid %d\nstarted %s\n", s.PID, s.Started.Format(time.RFC3339))
 	names := make([]string, 0, len(s.Fuse))
 	for name := range s.Fuse {
@@ -288,5 +255,6 @@ func (c *control) statsText(b *bytes.Buffer) error {
 	}
 	fmt.Fprintf(b, "registry.requests %d\nregistry.bytes %d\nregistry.retries %d\n", s.Registry.Requests, s.Registry.Bytes, s.Registry.Retries)
 	fmt.Fprintf(b, "cache.limit %d\ncache.used %d\ncache.free %d\n", s.Cache.Limit, s.Cache.Used, s.Cache.Free)
+	fmt.Fprintf(b, "catalogue.reads %d\nerrors %d\n", s.Catalogue.Reads, s.Errors)
 	return nil
 }

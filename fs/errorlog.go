@@ -19,8 +19,9 @@ const maxErrors = 1000
 // errorLog keeps the last errors, the reasons behind the errnos that callers
 // saw. The same error of the same object is one entry, with a count.
 type errorLog struct {
-	mu   sync.Mutex
-	list []errorEntry
+	mu    sync.Mutex
+	list  []errorEntry
+	added int64
 }
 
 type errorEntry struct {
@@ -39,6 +40,7 @@ func (l *errorLog) add(name, op string, errno syscall.Errno, err error) (fresh b
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	fresh = true
+	l.added++
 	for i := range l.list {
 		old := l.list[i]
 		if old.Name == e.Name && old.Op == e.Op && old.Errno == e.Errno && old.Reason == e.Reason {
@@ -53,6 +55,13 @@ func (l *errorLog) add(name, op string, errno syscall.Errno, err error) (fresh b
 	}
 	l.list = append(l.list, e)
 	return fresh
+}
+
+// count is how many errors there were, repetitions included.
+func (l *errorLog) count() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.added
 }
 
 func (l *errorLog) entries() []errorEntry {

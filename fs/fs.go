@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -33,6 +34,12 @@ const (
 	PullNever   = "never"   // only mkdir pulls
 )
 
+// The values of Options.Du.
+const (
+	DuExpanded = "expanded" // a file's size
+	DuCached   = "cached"   // what of it is on this disk
+)
+
 // Options configure a mount. The zero value pulls what is missing, for the
 // mounting user alone, without devices and set-user-ID programs.
 type Options struct {
@@ -40,8 +47,12 @@ type Options struct {
 	AllowOther bool   // other users too, under the kernel's permission checks
 	ExactModes bool   // with AllowOther: regular files keep their write bits
 	Dev, Suid  bool   // honour devices, set-user-ID and set-group-ID bits
+	Du         string // what st_blocks counts: DuExpanded (also "") or DuCached
 	FsName     string // first column of df; "": "imgfs"
 	Log        *slog.Logger
+
+	Socket  string                // what .imgfs/socket leads to; "": there is none
+	Metrics func(io.Writer) error // writes .imgfs/metrics, in Prometheus' text format; nil: there is none
 
 	handles bool // as if the kernel insisted on OPEN and OPENDIR: for tests
 }
@@ -74,6 +85,13 @@ func Mount(dir string, store *images.Store, o Options) (*Server, error) {
 	case PullMissing, PullNever:
 	default:
 		return nil, fmt.Errorf("fs: pull policy %q: want %q or %q", o.Pull, PullMissing, PullNever)
+	}
+	switch o.Du {
+	case "":
+		o.Du = DuExpanded
+	case DuExpanded, DuCached:
+	default:
+		return nil, fmt.Errorf("fs: du %q: want %q or %q", o.Du, DuExpanded, DuCached)
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
