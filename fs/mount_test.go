@@ -212,7 +212,7 @@ func (w *world) wantErr(op string, err error, want syscall.Errno) {
 	}
 }
 
-func (w *world) stats() (s statsOf) {
+func (w *world) stats() (s Stats) {
 	w.t.Helper()
 	if err := json.Unmarshal([]byte(w.read(filepath.Join(w.dir, ".imgfs/stats.json"))), &s); err != nil {
 		w.t.Fatal(err)
