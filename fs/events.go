@@ -13,6 +13,9 @@ import (
 // older half goes.
 const maxEvents = 1 << 20
 
+// maxReason is how much of an error an event tells.
+const maxReason = 4096
+
 // eventLog is the file .imgfs/events: what happened to the images since the
 // mount was made, a JSON object on each line. It only grows, so that `tail -f`
 // follows it, but for the moment in which its older half is dropped.
@@ -38,7 +41,8 @@ func (l *eventLog) add(op string, name images.Name, id string) {
 
 // fail appends the failure of what a name stands for.
 func (l *eventLog) fail(name string, err error) {
-	l.append(eventEntry{Op: "error", Name: name, Error: err.Error()})
+	reason := err.Error()
+	l.append(eventEntry{Op: "error", Name: name, Error: reason[:min(len(reason), maxReason)]})
 }
 
 func eventName(n images.Name) string {

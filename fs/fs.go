@@ -179,6 +179,7 @@ type fileSystem struct {
 	counts  counts
 	errors  *errorLog
 	events  *eventLog
+	snaps   snapshots
 	control *control
 	space   *namespace
 }
