@@ -46,8 +46,8 @@ type Usage struct {
 // Cache is one cache directory, owned by one process. Its methods are safe for
 // concurrent use.
 //
-// Lock order: evictMu, then Pack.fmu, then Pack.mapMu, then Pack.mu, then mu. Nothing
-// waits for the disk under Pack.mu or mu.
+// Lock order: evictMu, then Pack.fmu, then Pack.mapMu, then Pack.mu, then mu, then
+// Pack.countMu. Nothing waits for the disk under the last three.
 type Cache struct {
 	dir   string
 	root  *os.Root
@@ -67,9 +67,12 @@ type Cache struct {
 	scanned chan struct{} // closed when every pack's map has been loaded
 	wg      sync.WaitGroup
 
+	spared atomic.Int64 // the part of used that is in spare packs
+
 	mu     sync.Mutex
 	packs  map[key]*Pack
-	idle   []*Pack // open files without users, oldest first
+	idle   []*Pack      // open files without users, oldest first
+	spare  map[key]bool // packs that SetIdle was told of, there or not
 	closed bool
 
 	hook func(op string) error // tests: called before each step that changes the disk; an error is that step's
@@ -97,7 +100,7 @@ func Open(dir string, o Options) (*Cache, error) {
 	c := &Cache{
 		dir: dir, root: root, lock: lock, opts: o,
 		wake: make(chan struct{}, 1), stop: make(chan struct{}), scanned: make(chan struct{}),
-		packs: make(map[key]*Pack),
+		packs: make(map[key]*Pack), spare: make(map[key]bool),
 	}
 	c.limit.Store(o.Size)
 	if err = c.sweep(); err == nil {

@@ -110,15 +110,22 @@ type victim struct {
 	seg   int64
 	used  uint32
 	bytes int64
+	spare bool // of a pack that nobody needs
 }
 
-// oldest is a heap of victims, the most recently used on top.
+// oldest is a heap of victims, the last to be evicted on top: the most recently
+// used of the packs that somebody needs, then of the others.
 type oldest []victim
 
-func (h oldest) Len() int           { return len(h) }
-func (h oldest) Less(i, j int) bool { return h[i].used > h[j].used }
-func (h oldest) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *oldest) Push(v any)        { *h = append(*h, v.(victim)) }
+func (h oldest) Len() int { return len(h) }
+func (h oldest) Less(i, j int) bool {
+	if h[i].spare != h[j].spare {
+		return h[j].spare
+	}
+	return h[i].used > h[j].used
+}
+func (h oldest) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h *oldest) Push(v any)   { *h = append(*h, v.(victim)) }
 func (h *oldest) Pop() any {
 	last := len(*h) - 1
 	v := (*h)[last]
@@ -164,12 +171,13 @@ func (p *Pack) eachEvictable(fn func(victim)) {
 	if p.pinned || p.resetting {
 		return
 	}
+	spare := p.spare.Load()
 	p.eachSeg(func(i int64, s *segment) {
 		if s.state != segPlain || s.writers > 0 {
 			return
 		}
 		if n := s.bytes(); n > 0 {
-			fn(victim{p: p, seg: i, used: s.used.Load(), bytes: n})
+			fn(victim{p: p, seg: i, used: s.used.Load(), bytes: n, spare: spare})
 		}
 	})
 }

@@ -29,15 +29,21 @@ const (
 // at most 8 MiB, and nothing else is read whole.
 const maxBlob = 64 << 20
 
-func (k Kind) path(h key) string {
+// place is the directory of the files of kind k, and what their names end in.
+func (k Kind) place() (dir, ext string) {
 	switch k {
 	case Index:
-		return layerDir + "/" + h.hex() + ".idx"
+		return layerDir, ".idx"
 	case Tree:
-		return treeDir + "/" + h.hex() + ".tree"
+		return treeDir, ".tree"
 	default:
-		return blobDir + "/" + h.hex()
+		return blobDir, ""
 	}
+}
+
+func (k Kind) path(h key) string {
+	dir, ext := k.place()
+	return dir + "/" + h.hex() + ext
 }
 
 // Install makes the file of kind k named h: write fills a temporary file, which

@@ -147,9 +147,11 @@ func (p *Pack) decodeMap(r io.Reader) error {
 	if !s.ok() || s.kind() != kindHeader || string(b[:8]) != mapMagic || key(b[8:40]) != p.key {
 		return errDamaged
 	}
+	p.mu.Lock() // who looks for a shared content asks every pack
 	p.epoch = s.epoch()
 	p.layout = [32]byte(b[40:72])
 	p.pinned = le.Uint32(b[72:])&flagPinned != 0
+	p.mu.Unlock()
 	p.slots = 1
 	for {
 		if _, err := io.ReadFull(r, s[:]); err != nil {
@@ -283,8 +285,18 @@ func (p *Pack) eachSeg(fn func(i int64, s *segment)) {
 
 // account notes that the pack occupies n bytes more.
 func (p *Pack) account(n int64) {
-	p.stored.Add(n)
+	p.count(n)
 	p.c.used.Add(n)
+}
+
+// count is account for bytes of which Cache.used knows already.
+func (p *Pack) count(n int64) {
+	p.countMu.Lock()
+	defer p.countMu.Unlock()
+	p.stored.Add(n)
+	if p.spare.Load() {
+		p.c.spared.Add(n)
+	}
 }
 
 // wanted is the layout that the users of the pack have. The caller holds mapMu.

@@ -56,14 +56,19 @@ type Pack struct {
 	end       int64 // the pack is at least this long
 
 	dirty  atomic.Bool
-	stored atomic.Int64 // bytes of the blocks it occupies
+	stored atomic.Int64 // bytes of the blocks it occupies; changed under countMu
+
+	countMu sync.Mutex  // makes stored, spare and Cache.spared change together
+	spare   atomic.Bool // evicted before others, see SetIdle; changed under countMu
 
 	stage    atomic.Uint32 // a stage constant
 	stageGen atomic.Uint64 // gen at the commit
 }
 
+// newPack makes a pack that has nothing. The caller holds c.mu, or is alone.
 func newPack(c *Cache, k key) *Pack {
 	p := &Pack{c: c, key: k, name: k.hex()}
+	p.spare.Store(c.spare[k])
 	p.cond = sync.NewCond(&p.mu)
 	return p
 }

@@ -124,7 +124,7 @@ func (p *Pack) begin(off, n int64, staged bool) (end int64, err error) {
 		}
 		need := p.missing(off, n)
 		if p.c.reserve(need) {
-			p.stored.Add(need)
+			p.count(need)
 			p.claimSegs(off, n, staged)
 			end = p.end
 			p.mu.Unlock()
