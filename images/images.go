@@ -59,6 +59,7 @@ type Store struct {
 	client   *fetch.Client
 	log      *slog.Logger
 
+	pulls   pulls
 	flights singleflight.Group // pulls by name, opening of images and layers by digest
 	tasks   sync.WaitGroup     // everything that runs beside a caller
 	ctx     context.Context    // ends with Close
@@ -71,7 +72,8 @@ type Store struct {
 	negative map[Name]negative
 	probes   map[string]probe
 	watch    func(Event)
-	xattrs   map[string]bool // names of extended attributes that some open layer has
+	formats  map[v1.Hash]fetch.Format // of layer indexes on this disk, as far as they were asked for
+	xattrs   map[string]bool          // names of extended attributes that some open layer has
 	arriving map[*unionfs.Builder]bool
 }
 
@@ -121,7 +123,7 @@ func Open(o Options) (*Store, error) {
 	}
 	s := &Store{o: o, platform: p, cache: c, cat: cat, client: client, log: o.Log, views: map[uint32]*View{},
 		images: map[v1.Hash]*image{}, layers: map[uint32]*layer{}, negative: map[Name]negative{},
-		probes: map[string]probe{}, xattrs: map[string]bool{}, arriving: map[*unionfs.Builder]bool{}}
+		probes: map[string]probe{}, formats: map[v1.Hash]fetch.Format{}, xattrs: map[string]bool{}, arriving: map[*unionfs.Builder]bool{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if err := s.dropNodes(); err != nil { // they stay, and count
 		o.Log.Warn("namespace nodes were not cleaned up", "err", err)

@@ -51,6 +51,11 @@ func fileIno(layer, index uint32) Ino {
 	return Ino(KindFile)<<(indexBits+seqBits) | Ino(layer)<<indexBits | Ino(index)
 }
 
+// layerIno is the number of directory dir of a layer alone.
+func layerIno(layer, dir uint32) Ino {
+	return Ino(KindLayer)<<(indexBits+seqBits) | Ino(layer)<<indexBits | Ino(dir)
+}
+
 // ordinalBits is how many bits of an index the ordinals of n layers take.
 func ordinalBits(n int) int { return bits.Len(uint(max(n, 1) - 1)) }
 

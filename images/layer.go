@@ -27,6 +27,9 @@ type layer struct {
 	from  *sources
 	wrong atomic.Bool // a pass has brought what the layer is not
 
+	why    atomic.Pointer[string] // why it is streamed, if it is
+	failed atomic.Pointer[string] // why the last attempt to open it failed; nil when it did not
+
 	// state is nil while the layer is not open. What a state refers to stays
 	// mapped until the store closes, so that no reader can lose it.
 	state atomic.Pointer[layerState]
@@ -36,6 +39,7 @@ type layer struct {
 type layerState struct {
 	idx    *unionfs.Index
 	reader *fetch.Reader
+	pack   *cache.Pack
 
 	// Of a layer that is still arriving:
 	builder *unionfs.Builder
@@ -93,8 +97,18 @@ func (l *layer) open(ctx context.Context) (*layerState, error) {
 		if st := l.state.Load(); st != nil {
 			return st, nil
 		}
-		return l.load(ctx)
+		st, err := l.load(ctx)
+		if err != nil {
+			l.fail(err)
+		}
+		return st, err
 	})
+}
+
+// fail remembers why the layer cannot be opened.
+func (l *layer) fail(err error) {
+	text := err.Error()
+	l.failed.Store(&text)
 }
 
 // load opens the layer: from its index on this disk, else from the index that it
@@ -126,6 +140,7 @@ func (l *layer) load(ctx context.Context) (*layerState, error) {
 	if l.rec.Desc.Digest == emptyBlob {
 		return l.compile(b, fetch.FormatTar) // an empty layer has nothing to fetch
 	}
+	l.why.Store(nil)
 	format, why, err := fetch.Index(ctx, l.remote(), b)
 	if err == nil && format != 0 {
 		return l.compile(b, format)
@@ -217,7 +232,7 @@ func (l *layer) adopt(idx *unionfs.Index) (*layerState, error) {
 	if err != nil {
 		return nil, err
 	}
-	st := &layerState{idx: idx,
+	st := &layerState{idx: idx, pack: pack,
 		reader: fetch.NewReader(l.remote(), idx, pack, l.s.cache, fetch.ReaderOptions{Strict: l.s.o.Strict})}
 	l.s.mu.Lock()
 	for _, n := range idx.XattrNameSet() {
@@ -229,6 +244,7 @@ func (l *layer) adopt(idx *unionfs.Index) (*layerState, error) {
 			l.s.log.Error("the size of a layer is not recorded", "layer", l.rec.Desc.Digest.String(), "err", err)
 		}
 	}
+	l.failed.Store(nil)
 	l.state.Store(st)
 	return st, nil
 }
@@ -236,6 +252,7 @@ func (l *layer) adopt(idx *unionfs.Index) (*layerState, error) {
 // stream starts a pass over a layer that has no index.
 func (l *layer) stream(why string) (*layerState, error) {
 	l.s.log.Info("layer is streamed", "layer", l.rec.Desc.Digest.String(), "why", why)
+	l.why.Store(&why)
 	b, err := unionfs.NewBuilder(l.s.scratchDir())
 	if err != nil {
 		return nil, err
@@ -245,7 +262,7 @@ func (l *layer) stream(why string) (*layerState, error) {
 		b.Close()
 		return nil, err
 	}
-	st := &layerState{builder: b, settled: make(chan struct{}), strict: l.s.o.Strict || l.wrong.Load()}
+	st := &layerState{builder: b, pack: pack, settled: make(chan struct{}), strict: l.s.o.Strict || l.wrong.Load()}
 	l.s.mu.Lock()
 	l.s.arriving[b] = true
 	l.s.mu.Unlock()
@@ -266,6 +283,7 @@ func (l *layer) finish(st *layerState, pack *cache.Pack) {
 	delete(l.s.arriving, st.builder)
 	l.s.mu.Unlock()
 	if st.err != nil {
+		l.fail(st.err)
 		l.wrong.Store(l.wrong.Load() || errors.Is(st.err, fetch.ErrDigest))
 		l.state.CompareAndSwap(st, nil)
 	}

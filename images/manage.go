@@ -75,14 +75,6 @@ func (s *Store) Exchange(a, b Name) (Change, error) { return Change{}, errors.Er
 // manifests. ErrConflict when more than one tag stands for it.
 func (s *Store) RemoveID(id v1.Hash) (Change, error) { return Change{}, errors.ErrUnsupported }
 
-// DropLayer gives the disk back what is cached of a layer that no image uses:
-// its pack, its index. It returns the bytes. ErrConflict while an image uses the
-// layer, fs.ErrNotExist when it is not here. Who still has files of it open
-// reads on, from the registry.
-func (s *Store) DropLayer(ctx context.Context, layer v1.Hash) (int64, error) {
-	return 0, errors.ErrUnsupported
-}
-
 // Sizes are bytes of an image, or of all images. What cannot be known yet,
 // because a layer still arrives, is -1.
 type Sizes struct {
@@ -117,33 +109,6 @@ type Totals struct {
 // Totals returns the counters.
 func (s *Store) Totals() (Totals, error) { return Totals{}, errors.ErrUnsupported }
 
-// LayerInfo describes a layer.
-type LayerInfo struct {
-	Key        v1.Hash // what it is known by here: .imgfs/layers/<Key.Hex>
-	Digest     v1.Hash // of the blob
-	DiffID     v1.Hash
-	MediaType  string
-	Images     int // images that use it; 0: idle
-	Compressed int64
-	Expanded   int64 // -1 while it is not known
-	Usage      int64 // in blocks of 512 bytes
-	Cached     int64
-	Method     string // "eStargz", "zstd:chunked", "gzip", "zstd", "tar"; "" when not known yet
-	Lazy       bool   // read by ranges
-	Why        string // why not lazily, when it is not
-	State      string // "indexed", "streaming", "not opened"
-	Arrived    int64  // compressed bytes that have passed, while streaming
-}
-
-// Layers returns all layers that are here, by key: those that images use and
-// those that none uses any more.
-func (s *Store) Layers() ([]LayerInfo, error) { return nil, errors.ErrUnsupported }
-
-// Layer returns one of them.
-func (s *Store) Layer(key v1.Hash) (LayerInfo, bool, error) {
-	return LayerInfo{}, false, errors.ErrUnsupported
-}
-
 // Chain is an image as it was after one of its layers: an intermediate image.
 type Chain struct {
 	ID      v1.Hash // the chain ID of the image-spec
@@ -159,68 +124,23 @@ func (s *Store) Chains() ([]Chain, error) { return nil, errors.ErrUnsupported }
 // Chain returns one of them.
 func (s *Store) Chain(id v1.Hash) (Chain, bool, error) { return Chain{}, false, errors.ErrUnsupported }
 
-// Details are everything that is known of an image.
-type Details struct {
-	Info
-	Names       []Name // all of the image, sorted
-	RawManifest []byte
-	RawConfig   []byte
-	Layers      []LayerInfo // lowest first
-}
-
-// Details returns them for the image that n stands for ({".imgfs/dangling", ID}
-// too). It is fs.ErrNotExist when none is here.
-func (s *Store) Details(ctx context.Context, n Name) (Details, error) {
-	return Details{}, errors.ErrUnsupported
-}
-
 // Image returns the Info of one name.
 func (s *Store) Image(n Name) (Info, error) { return Info{}, errors.ErrUnsupported }
 
-// PullState is a pull that is under way or has just ended.
-type PullState struct {
-	Name    Name
-	Started time.Time
-	Ended   time.Time // zero while it is under way; what still streams then goes on
-	Err     string
-	Layers  []PullLayer
-}
+// CatalogReads counts the records that were read from the catalogue since Open.
+func (s *Store) CatalogReads() int64 { return 0 }
 
-// PullLayer is a layer of a pull.
-type PullLayer struct {
-	Key     v1.Hash
-	Digest  v1.Hash
-	Size    int64  // compressed bytes
-	Method  string // "lazy", "streaming", "here already"; "" while it is not known
-	Format  string // as LayerInfo.Method
-	Arrived int64  // compressed bytes that have come, of those that have to for now
-	Done    bool
-	Err     string
-}
-
-// Pulls returns the pulls of the last minute, the latest last.
-func (s *Store) Pulls() []PullState { return nil }
-
-// LayerRoot opens the layer alone and returns the inode of its root directory,
-// of KindLayer.
-func (s *Store) LayerRoot(ctx context.Context, key v1.Hash) (Ino, error) {
-	return 0, errors.ErrUnsupported
-}
-
-// Fact returns what user.imgfs.<name> says of an inode: image, id, digest, layer,
-// compressed, size, shared, cached, method, error. ok is false when there is
-// nothing to say, or no such fact.
 func (s *Store) Fact(ctx context.Context, ino Ino, name string) (value string, ok bool, err error) {
 	return "", false, errors.ErrUnsupported
 }
 
-// CachedBytes is how many bytes of a file's content are on this disk.
 func (s *Store) CachedBytes(ctx context.Context, ino Ino) (int64, error) {
 	return 0, errors.ErrUnsupported
 }
 
-// CatalogReads counts the records that were read from the catalogue since Open.
-func (s *Store) CatalogReads() int64 { return 0 }
+func (s *Store) DropLayer(ctx context.Context, layer v1.Hash) (int64, error) {
+	return 0, errors.ErrUnsupported
+}
 
 // Finding is something that Check found.
 type Finding struct {
@@ -233,10 +153,6 @@ type Finding struct {
 // Checked counts what Check looked at.
 type Checked struct{ Blobs, Indexes, Trees, Packs, Chunks, Names int }
 
-// Check verifies every blob, index, tree and cached chunk against its digest or
-// checksums, and the counters of the catalogue against a count. With repair, what
-// is damaged is removed, so that its next use fetches or makes it again, and
-// counters are set right. It calls report for each finding.
 func (s *Store) Check(ctx context.Context, repair bool, report func(Finding)) (Checked, error) {
 	return Checked{}, errors.ErrUnsupported
 }

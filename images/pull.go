@@ -64,7 +64,9 @@ func (s *Store) Pull(ctx context.Context, n Name) error {
 	return err
 }
 
-func (s *Store) pull(ctx context.Context, n Name) error {
+func (s *Store) pull(ctx context.Context, n Name) (err error) {
+	progress := s.pulls.begin(n)
+	defer func() { progress.end(err) }()
 	ref, err := n.reference()
 	if err != nil {
 		return fmt.Errorf("images: pulling %q: %v: %w", n, err, iofs.ErrInvalid)
@@ -95,6 +97,7 @@ func (s *Store) pull(ctx context.Context, n Name) error {
 	if im, err = s.keep(im); err != nil {
 		return err
 	}
+	progress.bring(im.layers)
 	if _, err := im.open(ctx); err != nil {
 		if errors.Is(err, iofs.ErrNotExist) { // the image is there, though not all of it
 			return fmt.Errorf("images: pulling %q: %v", n, err)

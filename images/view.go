@@ -198,6 +198,9 @@ func (s *Store) Lookup(ctx context.Context, dir Ino, name string, a *Attr) (Ino,
 // merged returns the view of dir and its image's state, when all layers are here
 // and merged; else nil.
 func (s *Store) merged(dir Ino) (*View, *imageState) {
+	if dir.Kind() != KindDir {
+		return nil, nil
+	}
 	s.mu.Lock()
 	v := s.views[dir.seq()]
 	s.mu.Unlock()
@@ -211,6 +214,10 @@ func (s *Store) merged(dir Ino) (*View, *imageState) {
 }
 
 func (s *Store) lookupSlow(ctx context.Context, dir Ino, name string, a *Attr) (ino Ino, final bool, err error) {
+	if dir.Kind() == KindLayer {
+		ino, err = s.aloneLookup(ctx, dir, name, a)
+		return ino, err == nil, err
+	}
 	err = s.withImage(ctx, dir, func(v *View, st *imageState) error {
 		parent, err := v.ref(dir)
 		if err != nil {
@@ -288,8 +295,8 @@ func (s *Store) lookupLive(ctx context.Context, st *imageState, parent unionfs.R
 	}
 }
 
-// Stat fills a with the attributes of ino, a directory of a view or a file of a
-// layer.
+// Stat fills a with the attributes of ino, a directory of a view or of a layer
+// alone, or a file of a layer.
 func (s *Store) Stat(ctx context.Context, ino Ino, a *Attr) (final bool, err error) {
 	if ino.Kind() == KindFile {
 		err = s.withLayer(ctx, ino, func(src unionfs.Layer, id unionfs.ID) error {
@@ -299,6 +306,10 @@ func (s *Store) Stat(ctx context.Context, ino Ino, a *Attr) (final bool, err err
 			return err
 		})
 		return final, err
+	}
+	if ino.Kind() == KindLayer {
+		err = s.aloneStat(ctx, ino, a)
+		return err == nil, err
 	}
 	err = s.withImage(ctx, ino, func(v *View, st *imageState) error {
 		ref, err := v.ref(ino)
@@ -313,6 +324,9 @@ func (s *Store) Stat(ctx context.Context, ino Ino, a *Attr) (final bool, err err
 
 // Settle waits until no layer of dir's image is arriving any more.
 func (s *Store) Settle(ctx context.Context, dir Ino) error {
+	if dir.Kind() == KindLayer {
+		return s.alone(ctx, dir, func(*layer, *unionfs.Index) error { return nil })
+	}
 	return s.withImage(ctx, dir, func(_ *View, st *imageState) error {
 		if st.tree == nil {
 			return errSettled
@@ -322,8 +336,11 @@ func (s *Store) Settle(ctx context.Context, dir Ino) error {
 }
 
 // Parent returns the directory that holds dir; dir itself for the root of an
-// image.
+// image, or of a layer alone.
 func (s *Store) Parent(ctx context.Context, dir Ino) (parent Ino, err error) {
+	if dir.Kind() == KindLayer {
+		return s.aloneParent(ctx, dir)
+	}
 	err = s.withImage(ctx, dir, func(v *View, st *imageState) error {
 		if st.tree == nil {
 			return errSettled
@@ -345,6 +362,9 @@ func (s *Store) Parent(ctx context.Context, dir Ino) (parent Ino, err error) {
 // and with the position behind each, until fn returns false. It waits until no
 // layer is arriving any more.
 func (s *Store) ReadDir(ctx context.Context, dir Ino, pos int, fn func(next int, e Entry, a *Attr) bool) error {
+	if dir.Kind() == KindLayer {
+		return s.aloneReadDir(ctx, dir, pos, fn)
+	}
 	return s.withImage(ctx, dir, func(v *View, st *imageState) error {
 		if st.tree == nil {
 			return errSettled
@@ -450,6 +470,9 @@ func (s *Store) Readlink(ctx context.Context, ino Ino) (target string, err error
 // Xattr returns the value of an extended attribute of ino; ok is false when it
 // has none of that name.
 func (s *Store) Xattr(ctx context.Context, ino Ino, name string) (value string, ok bool, err error) {
+	if ino.Kind() == KindLayer {
+		return s.aloneXattr(ctx, ino, name)
+	}
 	err = s.withInode(ctx, ino, func(src unionfs.Layer, id unionfs.ID) error {
 		value, ok, err = src.Xattr(id, name)
 		return err
@@ -459,6 +482,9 @@ func (s *Store) Xattr(ctx context.Context, ino Ino, name string) (value string, 
 
 // XattrNames returns the names of ino's extended attributes, sorted.
 func (s *Store) XattrNames(ctx context.Context, ino Ino) (names []string, err error) {
+	if ino.Kind() == KindLayer {
+		return s.aloneXattrNames(ctx, ino)
+	}
 	err = s.withInode(ctx, ino, func(src unionfs.Layer, id unionfs.ID) error {
 		names, err = src.XattrNames(id)
 		return err
