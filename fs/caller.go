@@ -9,22 +9,53 @@ import (
 	"strings"
 )
 
-// changers are the system calls that make or remove a name: their lookup of it
-// must not pull, so that the call itself reaches us, and that what is not here is
-// not brought to be removed. Numbers are those of the kernel's system call
-// tables: mkdir, mkdirat, symlink, symlinkat, rename, renameat, renameat2, rmdir,
-// unlink, unlinkat. The value is the position of mkdir's path among the
-// arguments; -1 for calls whose path does not matter.
-var changers = map[string]map[int]int{
-	"amd64": {83: 0, 258: 1, 88: -1, 266: -1, 82: -1, 264: -1, 316: -1, 84: -1, 87: -1, 263: -1},
-	"arm64": {34: 1, 36: -1, 38: -1, 276: -1, 35: -1},
+// call is a system call that makes or removes a name.
+type call int
+
+const (
+	callNone call = iota // a step of a walk, as far as can be told
+	callMkdir
+	callSymlink
+	callRename
+	callRmdir
+	callUnlink
+)
+
+// changer is such a system call, and the positions of the paths of directories or
+// links that it makes, or moves, among its arguments.
+type changer struct {
+	call  call
+	paths []int
 }
+
+// changers are the system calls whose lookup of a name must not pull, so that the
+// call itself reaches us, and that what is not here is not brought to be removed.
+// Numbers are those of the kernel's system call tables: mkdir, mkdirat, symlink,
+// symlinkat, rename, renameat, renameat2, rmdir, unlink, unlinkat (which is rmdir
+// too).
+var changers = map[string]map[int]changer{
+	"amd64": {
+		83: {callMkdir, []int{0}}, 258: {callMkdir, []int{1}},
+		88: {callSymlink, []int{1}}, 266: {callSymlink, []int{2}},
+		82: {callRename, []int{0, 1}}, 264: {callRename, []int{1, 3}}, 316: {callRename, []int{1, 3}},
+		84: {callRmdir, nil}, 87: {callUnlink, nil}, 263: {callUnlink, nil},
+	},
+	"arm64": {
+		34: {callMkdir, []int{1}}, 36: {callSymlink, []int{2}},
+		38: {callRename, []int{1, 3}}, 276: {callRename, []int{1, 3}}, 35: {callUnlink, nil},
+	},
+}
+
+// unlinkat's number by architecture, and the flag by which it is rmdir.
+var unlinkat = map[string]int{"amd64": 263, "arm64": 35}
+
+const atRemovedir = 0x200
 
 // change is what a thread that waits for a lookup is about to do to a name. The
 // zero value is nothing: the lookup is a step of a walk.
 type change struct {
-	any  bool
-	path string // mkdir's, as the caller wrote it; "" when it is another call or cannot be read
+	call  call
+	paths []string // of what it makes or moves, as the caller wrote them; "" for one that cannot be read
 }
 
 // changeOf tells what the thread is about to change. It is nothing where that
@@ -45,15 +76,27 @@ func changeOf(tid uint32) change {
 		return change{}
 	}
 	nr, err := strconv.Atoi(fields[0])
-	arg, ok := table[nr]
+	how, ok := table[nr]
 	if err != nil || !ok {
 		return change{}
 	}
-	c := change{any: true}
-	if arg >= 0 && len(fields) > arg+1 {
-		if addr, err := strconv.ParseUint(fields[arg+1], 0, 63); err == nil {
-			c.path = callerString(tid, int64(addr))
+	arg := func(i int) (uint64, bool) {
+		if len(fields) <= i+1 {
+			return 0, false
 		}
+		v, err := strconv.ParseUint(fields[i+1], 0, 64)
+		return v, err == nil
+	}
+	c := change{call: how.call}
+	if flags, ok := arg(2); nr == unlinkat[runtime.GOARCH] && ok && flags&atRemovedir != 0 {
+		c.call = callRmdir
+	}
+	for _, i := range how.paths {
+		path := ""
+		if addr, ok := arg(i); ok && addr < 1<<63 {
+			path = callerString(tid, int64(addr))
+		}
+		c.paths = append(c.paths, path)
 	}
 	return c
 }
@@ -81,20 +124,32 @@ func callerString(tid uint32, addr int64) string {
 	return ""
 }
 
-// passes reports whether path, below the mount, is a step on the way to the
-// directory that the caller makes, not that directory itself.
+// passes reports whether path, below the mount, is a step on the way to what the
+// caller makes or moves, not one of these itself. The caller's paths are relative
+// to a directory that is not known here, so the ends are what can be compared.
 func (c change) passes(path string) bool {
+	have := strings.Split(path, "/")
+	for _, p := range c.paths {
+		if p[strings.LastIndexByte(p, '/')+1:] == ".." || !differs(have, p) {
+			return false
+		}
+	}
+	return len(c.paths) > 0
+}
+
+// differs reports whether the last components of have are not those of path, as
+// far as these can be told without walking: from its last ".." on.
+func differs(have []string, path string) bool {
 	var want []string
-	for _, part := range strings.Split(c.path, "/") {
+	for _, part := range strings.Split(path, "/") {
 		switch part {
 		case "", ".":
 		case "..":
-			return false // cannot be told without walking it
+			want = want[:0]
 		default:
 			want = append(want, part)
 		}
 	}
-	have := strings.Split(path, "/")
 	for i := 1; i <= min(len(want), len(have)); i++ {
 		if want[len(want)-i] != have[len(have)-i] {
 			return true

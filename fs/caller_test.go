@@ -19,11 +19,35 @@ func TestPasses(t *testing.T) {
 		{"/m/h/a/a/v1", "h/a/a/v1", false},
 		{"/m/docker.io/library/redis/7", "redis", true},
 		{"/m/docker.io/library/redis/7", "redis/7", false},
-		{"../x/y", "x", false}, // not known
-		{"", "x", false},       // not known
+		{"../x/y", "x", true},
+		{"../x/y", "a/x/y", false},
+		{"a/../../x/y", "x/y", false},
+		{"..", "x", false}, // not known
+		{"x/..", "x", false},
+		{"", "x", false}, // not known
 	} {
-		if got := (change{any: true, path: c.mkdir}).passes(c.path); got != c.want {
+		if got := (change{call: callMkdir, paths: []string{c.mkdir}}).passes(c.path); got != c.want {
 			t.Errorf("passes(mkdir %q, %q) = %v, want %v", c.mkdir, c.path, got, c.want)
+		}
+	}
+}
+
+// A rename walks to two places, and neither is a step to the other.
+func TestPassesRename(t *testing.T) {
+	for _, c := range []struct {
+		from, to, path string
+		want           bool
+	}{
+		{"/m/ubuntu/18.04", "/m/new/v1", "new", true},
+		{"/m/ubuntu/18.04", "/m/new/v1", "new/v1", false},
+		{"/m/ubuntu/18.04", "/m/new/v1", "ubuntu/18.04", false},
+		{"/m/ubuntu/18.04", "/m/new/v1", "ubuntu", true},
+		{"18.04", "../new/v1", "new", true},
+		{"18.04", "../new/v1", "new/v1", false},
+		{"18.04", "", "new", false}, // not known
+	} {
+		if got := (change{call: callRename, paths: []string{c.from, c.to}}).passes(c.path); got != c.want {
+			t.Errorf("passes(rename %q %q, %q) = %v, want %v", c.from, c.to, c.path, got, c.want)
 		}
 	}
 }

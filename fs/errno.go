@@ -20,14 +20,22 @@ var errnos = []struct {
 	{context.DeadlineExceeded, syscall.ETIMEDOUT},
 	{syscall.ENOSPC, syscall.ENOSPC}, // the cache's disk is full and so is memory
 	{errNotEmpty, syscall.ENOTEMPTY},
+	{errReadOnly, syscall.EROFS},
+	{errNotAllowed, syscall.EPERM},
+	{images.ErrConflict, syscall.EBUSY},
+	{images.ErrAmbiguous, syscall.ENOENT},
 	{iofs.ErrExist, syscall.EEXIST},
 	{iofs.ErrNotExist, syscall.ENOENT},
 	{iofs.ErrPermission, syscall.EACCES},
 	{iofs.ErrInvalid, syscall.EINVAL},
 }
 
-// errNotEmpty reports a directory of the namespace that still has images.
-var errNotEmpty = errors.New("it still has images")
+// What operations on names are refused for, beside the sentinels of other rooms.
+var (
+	errNotEmpty   = errors.New("it still has images")         // a directory of the namespace
+	errReadOnly   = errors.New("images are read-only")        // what would change one
+	errNotAllowed = errors.New("only images can be put here") // or be taken away, or moved
+)
 
 // errnoOf turns an error of a walk into the errno that its caller sees. EINTR is
 // never one of them.

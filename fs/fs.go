@@ -98,6 +98,10 @@ func Mount(dir string, store *images.Store, o Options) (*Server, error) {
 		return nil, err
 	}
 	f := newFileSystem(store, o)
+	f.dirs = []string{dir}
+	if real, err := filepath.EvalSymlinks(dir); err == nil && real != dir {
+		f.dirs = append(f.dirs, real)
+	}
 	mo := &fuse.MountOptions{
 		Name:                 "imgfs",
 		FsName:               o.FsName,
@@ -173,6 +177,7 @@ type fileSystem struct {
 	log                *slog.Logger
 	uid, gid           uint32
 	started            time.Time
+	dirs               []string // the mount point, as it may be written in an absolute path
 
 	handles bool // the kernel insists on OPEN or OPENDIR
 	notify  *notifier

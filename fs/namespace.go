@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	iofs "io/fs"
-	"sort"
 	"strings"
 	"sync"
 	"syscall"
@@ -59,6 +58,42 @@ const (
 	foundImage // here
 )
 
+// parentOf is the directory that path is in; that of the root is the root.
+func parentOf(path string) string { return path[:max(strings.LastIndexByte(path, '/'), 0)] }
+
+// base is the directory that path, a repository or a directory on the way to
+// one, is relative to: the mount's root, or that of another platform.
+func base(path string) (root, rel string) {
+	rest, ok := strings.CutPrefix(path, images.PlatformsDir+"/")
+	if !ok {
+		return "", path
+	}
+	platform, rel, _ := strings.Cut(rest, "/")
+	return images.PlatformsDir + "/" + platform, rel
+}
+
+// isControl reports whether path is .imgfs or below it, and not below the root of
+// another platform.
+func isControl(path string) bool {
+	root, _ := base(path)
+	return root == "" && (path == controlDir || strings.HasPrefix(path, controlDir+"/"))
+}
+
+// valid reports whether n can name an image, of this platform or another.
+func valid(n images.Name) bool {
+	_, n.Repo = base(n.Repo)
+	return n.Valid()
+}
+
+// printed is a name in the directory at path as docker writes it, if it can be an
+// image, else as a path.
+func printed(path, name string) string {
+	if n := (images.Name{Repo: path, Tag: name}); valid(n) {
+		return n.String()
+	}
+	return join(path, name)
+}
+
 func join(dir, name string) string {
 	if dir == "" {
 		return name
@@ -69,6 +104,7 @@ func join(dir, name string) string {
 // spelling resolves docker's spellings, which are links: "name:tag",
 // "name@digest", "name:tag@digest", and Docker Hub's own names.
 func spelling(dir, name string) (target string, ok bool) {
+	_, dir = base(dir)
 	if dir == "" {
 		switch name {
 		case "docker.io", "index.docker.io", "registry-1.docker.io", "library":
@@ -97,19 +133,22 @@ func (s *namespace) here(dir, name string) (found, error) {
 	}
 	path := join(dir, name)
 	n := images.Name{Repo: dir, Tag: name}
-	if n.Valid() {
+	if valid(n) {
 		here, _, err := s.f.store.Here(n)
 		if err != nil || here {
 			return found{kind: foundImage, image: n}, err
 		}
 	}
-	s.mu.Lock()
-	made := s.made[path]
-	s.mu.Unlock()
-	if made || s.f.store.HasPath(path) {
+	if s.isMade(path) || s.f.store.HasPath(path) {
 		return found{kind: foundDir, path: path}, nil
 	}
 	return found{}, nil
+}
+
+func (s *namespace) isMade(path string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.made[path]
 }
 
 // ask finds name in dir, which is not here, by asking its registry: it pulls
@@ -118,7 +157,7 @@ func (s *namespace) here(dir, name string) (found, error) {
 func (s *namespace) ask(dir, name string, force bool) (found, error) {
 	n := images.Name{Repo: dir, Tag: name}
 	refused := error(iofs.ErrNotExist) // why it is no tag
-	if n.Valid() {
+	if valid(n) {
 		err := s.pull(n, force)
 		if err == nil {
 			return found{kind: foundImage, image: n}, nil
@@ -130,23 +169,24 @@ func (s *namespace) ask(dir, name string, force bool) (found, error) {
 		refused = err
 	}
 	path := join(dir, name)
-	_, rest := images.SplitHost(path)
-	if dir == "" || rest != "" && !strings.Contains(rest, "/") {
+	root, rel := base(path)
+	_, rest := images.SplitHost(rel)
+	if dir == root || rest != "" && !strings.Contains(rest, "/") {
 		// A registry, or the first component of a path in one: nothing to ask for.
 		if rest == "" || images.ValidComponent(name) {
 			return found{kind: foundVirtual, path: path}, nil
 		}
 		return found{}, iofs.ErrNotExist
 	}
-	if !images.ValidRepo(path) {
+	if !images.ValidRepo(rel) {
 		return found{}, refused
 	}
-	kind, err := s.f.store.Probe(background(), path, force)
+	kind, err := s.f.store.Probe(background(), rel, force)
 	if err != nil {
 		return found{}, err
 	}
 	if kind == images.PathUnknown {
-		guess, err := s.guess(dir, path)
+		guess, err := s.guess(rel)
 		if err != nil {
 			return found{}, err
 		}
@@ -160,17 +200,17 @@ func (s *namespace) ask(dir, name string, force bool) (found, error) {
 	return found{}, refused
 }
 
-// guess reports whether path, in a registry that does not list what it has, may
-// be a namespace: below a repository a name is taken for a tag that is not
-// there, elsewhere for a namespace.
-func (s *namespace) guess(dir, path string) (bool, error) {
+// guess reports whether path, below a platform's root, in a registry that does not
+// list what it has, may be a namespace: below a repository a name is taken for a
+// tag that is not there, elsewhere for a namespace.
+func (s *namespace) guess(path string) (bool, error) {
 	if strings.Count(path, "/") > maxGuess {
 		return false, nil
 	}
-	if !images.ValidRepo(dir) {
+	if !images.ValidRepo(parentOf(path)) {
 		return true, nil
 	}
-	kind, err := s.f.store.Probe(background(), dir, false)
+	kind, err := s.f.store.Probe(background(), parentOf(path), false)
 	return kind != images.PathRepository, err
 }
 
@@ -185,32 +225,9 @@ func (s *namespace) pull(n images.Name, force bool) error {
 		return err
 	}
 	s.f.log.Info("pulled", "image", n.String())
+	s.f.events.add("pull", n, s.imageID(n))
 	s.listed(n)
 	return nil
-}
-
-// listed tells the kernel that the listings on the way to n have changed.
-func (s *namespace) listed(n images.Name) {
-	now := time.Now()
-	for path := n.Repo; ; path = path[:max(strings.LastIndexByte(path, '/'), 0)] {
-		s.mu.Lock()
-		s.changed[path] = now
-		delete(s.made, path)
-		s.mu.Unlock()
-		if ino, err := s.f.store.Node(path); err == nil {
-			s.f.notify.listing(uint64(ino))
-		}
-		if path == "" {
-			return
-		}
-	}
-}
-
-// dropImage has the kernel forget what it knows below n.
-func (s *namespace) dropImage(n images.Name) {
-	if ino, err := s.f.store.Node(n.Repo); err == nil {
-		s.f.notify.entry(uint64(ino), n.Tag)
-	}
 }
 
 func (s *namespace) lookup(dir images.Ino, name string, tid uint32, out *fuse.EntryOut) fuse.Status {
@@ -223,7 +240,7 @@ func (s *namespace) lookup(dir images.Ino, name string, tid uint32, out *fuse.En
 	}
 	x, err := s.find(path, name, tid)
 	if err != nil {
-		return s.refused(path, name, err)
+		return s.refused("walk", printed(path, name), err)
 	}
 	return s.entry(x, out)
 }
@@ -238,14 +255,8 @@ func (s *namespace) find(dir, name string, tid uint32) (found, error) {
 	if !isLink && !s.possible(dir, name) {
 		return found{}, nil
 	}
-	if c := changeOf(tid); c.any {
-		// A mkdir looks before it makes: the MKDIR pulls. What is on the way to
-		// it, or can be no tag and so only be on the way, can be passed.
-		n := images.Name{Repo: dir, Tag: name}
-		if path := join(dir, name); !isLink && (c.passes(path) || s.f.o.Pull == PullMissing && !n.Valid()) {
-			return found{kind: foundVirtual, path: path}, nil
-		}
-		return found{}, nil
+	if c := changeOf(tid); c.call != callNone {
+		return s.findForChange(c, dir, name)
 	}
 	if isLink {
 		return found{kind: foundLink, path: join(dir, name), target: target}, nil
@@ -253,7 +264,7 @@ func (s *namespace) find(dir, name string, tid uint32) (found, error) {
 	if s.f.o.Pull == PullNever {
 		return found{}, nil
 	}
-	if n := (images.Name{Repo: dir, Tag: name}); n.Valid() {
+	if n := (images.Name{Repo: dir, Tag: name}); valid(n) {
 		if _, removed, err := s.f.store.Here(n); err != nil || removed {
 			return found{}, errors.Join(err, fmt.Errorf("fs: %q was removed; mkdir brings it back: %w", n, iofs.ErrNotExist))
 		}
@@ -261,28 +272,50 @@ func (s *namespace) find(dir, name string, tid uint32) (found, error) {
 	return s.ask(dir, name, false)
 }
 
+// findForChange is what a LOOKUP finds that a system call makes which changes
+// names. A mkdir looks before it makes, and the MKDIR pulls; a symlink or a rename
+// names something that no registry need have. So nothing is asked for: what is
+// not here is not there, or, where it is on the way to what is made, or can be no
+// tag and so only be on the way, can be passed. A link is there when what it means
+// is.
+func (s *namespace) findForChange(c change, dir, name string) (found, error) {
+	path := join(dir, name)
+	if target, isLink := spelling(dir, name); isLink {
+		n, ok := meant(dir, name)
+		here := !ok // the root's other names
+		if ok {
+			var err error
+			if here, _, err = s.f.store.Here(n); err != nil {
+				return found{}, err
+			}
+		}
+		if here {
+			return found{kind: foundLink, path: path, target: target}, nil
+		}
+		return found{}, nil
+	}
+	n := images.Name{Repo: dir, Tag: name}
+	if c.passes(path) || c.call == callMkdir && s.f.o.Pull == PullMissing && !valid(n) {
+		return found{kind: foundVirtual, path: path}, nil
+	}
+	return found{}, nil
+}
+
 // possible reports whether name in dir can be a registry, a component of a
 // repository's path or a tag at all.
 func (s *namespace) possible(dir, name string) bool {
-	if dir == "" {
+	if root, _ := base(dir); dir == root {
 		return images.ValidHost(name) || images.ValidComponent(name)
 	}
-	return images.Name{Repo: dir, Tag: name}.Valid() || images.ValidComponent(name)
+	return valid(images.Name{Repo: dir, Tag: name}) || images.ValidComponent(name)
 }
 
-// refused turns the error of a walk into its errno, and keeps the reason. The
-// bare fs.ErrNotExist is for names that no registry was asked for.
-func (s *namespace) refused(dir, name string, err error) fuse.Status {
+// refused turns the error of an operation on what into its errno, and keeps the
+// reason. The bare fs.ErrNotExist is for names that no registry was asked for.
+func (s *namespace) refused(op, what string, err error) fuse.Status {
 	errno := errnoOf(err)
-	if err != iofs.ErrNotExist {
-		image := images.Name{Repo: dir, Tag: name}
-		what := join(dir, name)
-		if image.Valid() {
-			what = image.String()
-		}
-		if s.f.errors.add(what, "walk", errno, err) {
-			s.f.log.Warn("walk failed", "object", what, "errno", errno.Error(), "err", err)
-		}
+	if err != iofs.ErrNotExist && s.f.errors.add(what, op, errno, err) {
+		s.f.log.Warn(op+" failed", "object", what, "errno", errno.Error(), "err", err)
 	}
 	return fuse.Status(errno)
 }
@@ -297,15 +330,18 @@ func (s *namespace) entry(x found, out *fuse.EntryOut) fuse.Status {
 	}
 	ino, err := s.f.store.Node(x.path)
 	if err != nil {
-		return s.refused("", x.path, err)
+		return s.refused("walk", x.path, err)
 	}
 	out.NodeId = uint64(ino)
-	valid := day
-	if x.kind == foundVirtual {
-		valid = virtualTTL
+	name, attr := day, day
+	switch x.kind {
+	case foundVirtual:
+		name, attr = virtualTTL, virtualTTL
+	case foundLink: // a rename may have put anything under its name
+		name = 0
 	}
-	setTimeout(&out.EntryValid, &out.EntryValidNsec, valid)
-	setTimeout(&out.AttrValid, &out.AttrValidNsec, valid)
+	setTimeout(&out.EntryValid, &out.EntryValidNsec, name)
+	setTimeout(&out.AttrValid, &out.AttrValidNsec, attr)
 	s.attr(ino, x.path, &out.Attr)
 	return fuse.OK
 }
@@ -331,8 +367,7 @@ func (s *namespace) imageEntry(n images.Name, out *fuse.EntryOut) fuse.Status {
 // linkTarget returns the target of the link at path; ok is false when path is a
 // directory.
 func linkTarget(path string) (string, bool) {
-	i := strings.LastIndexByte(path, '/')
-	return spelling(path[:max(i, 0)], path[i+1:])
+	return spelling(parentOf(path), path[strings.LastIndexByte(path, '/')+1:])
 }
 
 // attr fills in the attributes of a directory or link of the namespace.
@@ -356,6 +391,10 @@ func (s *namespace) attr(ino images.Ino, path string, out *fuse.Attr) {
 }
 
 func (s *namespace) getattr(ino images.Ino, out *fuse.AttrOut) fuse.Status {
+	if ino == transientIno {
+		s.transientAttr(&out.Attr)
+		return fuse.OK
+	}
 	if s.f.control.getattr(ino, out) {
 		return fuse.OK
 	}
@@ -378,183 +417,4 @@ func (s *namespace) readlink(ino images.Ino) ([]byte, fuse.Status) {
 		return nil, fuse.EINVAL
 	}
 	return []byte(target), fuse.OK
-}
-
-// readDir lists what is here. The entries carry no attributes: those of an image
-// would open it.
-func (s *namespace) readDir(dir images.Ino, pos int, out *fuse.DirEntryList, plus bool) fuse.Status {
-	if dir == controlIno {
-		return s.f.control.readDir(pos, out, plus)
-	}
-	path, ok := s.f.store.NodePath(dir)
-	if !ok {
-		return fuse.Status(syscall.ESTALE)
-	}
-	names, err := s.list(path)
-	if err != nil {
-		return s.refused("", path, err)
-	}
-	parent, err := s.f.store.Node(path[:max(strings.LastIndexByte(path, '/'), 0)])
-	if err != nil {
-		return s.refused("", path, err)
-	}
-	if pos < 2 && !addDots(out, pos, dir, parent, plus) {
-		return fuse.OK
-	}
-	addNames(out, names, max(pos-2, 0), plus)
-	return fuse.OK
-}
-
-// addNames adds directories without attributes, from the one at pos on.
-func addNames(out *fuse.DirEntryList, names []string, pos int, plus bool) {
-	for i := pos; i < len(names); i++ {
-		d := fuse.DirEntry{Name: names[i], Mode: syscall.S_IFDIR, Off: uint64(i + 3)}
-		if plus && out.AddDirLookupEntry(d) == nil || !plus && !out.AddDirEntry(d) {
-			return
-		}
-	}
-}
-
-// list returns the names in the directory at path: tags, and directories that
-// are no tag.
-func (s *namespace) list(path string) ([]string, error) {
-	dirs, tags, err := s.f.store.Children(path)
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	if path == "" {
-		names = append(names, controlDir)
-	}
-	seen := map[string]bool{}
-	for _, list := range [][]string{tags, dirs, s.madeIn(path)} {
-		for _, n := range list {
-			if !seen[n] {
-				seen[n] = true
-				names = append(names, n)
-			}
-		}
-	}
-	return names, nil
-}
-
-func (s *namespace) madeIn(path string) (names []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for p := range s.made {
-		i := strings.LastIndexByte(p, '/')
-		if p[:max(i, 0)] == path {
-			names = append(names, p[i+1:])
-		}
-	}
-	sort.Strings(names)
-	return names
-}
-
-// mkdir pulls the image of that name, or makes a directory on the way to one.
-func (s *namespace) mkdir(dir images.Ino, name string, out *fuse.EntryOut) fuse.Status {
-	path, ok := s.f.store.NodePath(dir)
-	if !ok || dir == controlIno {
-		return fuse.EPERM
-	}
-	x, err := s.here(path, name)
-	if err != nil {
-		return s.refused(path, name, err)
-	}
-	if x.kind != foundNothing {
-		return fuse.Status(syscall.EEXIST)
-	}
-	if target, isLink := spelling(path, name); isLink {
-		return s.mkdirSpelled(path, target)
-	}
-	if !s.possible(path, name) {
-		return s.refused(path, name, fmt.Errorf("%q can be no registry, repository or tag: %w", name, iofs.ErrInvalid))
-	}
-	if x, err = s.ask(path, name, true); err != nil {
-		return s.refused(path, name, err)
-	}
-	if x.kind == foundVirtual {
-		if err := s.make(x.path); err != nil {
-			return s.refused(path, name, err)
-		}
-		x.kind = foundDir
-	}
-	return s.entry(x, out)
-}
-
-// mkdirSpelled pulls the image that docker's spelling means. The name itself is
-// a link to it then, so that the directory asked for exists.
-func (s *namespace) mkdirSpelled(dir, target string) fuse.Status {
-	repo, tag, ok := strings.Cut(target, "/")
-	n := images.Name{Repo: join(dir, repo), Tag: tag}
-	if ok && n.Valid() {
-		if here, _, err := s.f.store.Here(n); err == nil && !here {
-			if err := s.pull(n, true); err != nil {
-				return s.refused(n.Repo, n.Tag, err)
-			}
-		}
-	}
-	return fuse.Status(syscall.EEXIST)
-}
-
-func (s *namespace) make(path string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.made) >= maxMade {
-		return fmt.Errorf("fs: making %q: %d directories without an image are here already", path, maxMade)
-	}
-	s.made[path] = true
-	s.changed[path[:max(strings.LastIndexByte(path, '/'), 0)]] = time.Now()
-	return nil
-}
-
-// rmdir untags, or removes a directory that holds nothing.
-func (s *namespace) rmdir(dir images.Ino, name string) fuse.Status {
-	path, ok := s.f.store.NodePath(dir)
-	if !ok || dir == controlIno || dir == images.RootIno && name == controlDir {
-		return fuse.EPERM
-	}
-	x, err := s.here(path, name)
-	if err != nil {
-		return s.refused(path, name, err)
-	}
-	if x.kind == foundImage {
-		if _, err := s.f.store.Remove(x.image); err != nil {
-			return s.refused(path, name, err)
-		}
-		s.f.log.Info("untagged", "image", x.image.String())
-		s.removed(x.image)
-		return fuse.OK
-	}
-	p := join(path, name)
-	if s.f.store.HasPath(p) {
-		return fuse.Status(errnoOf(errNotEmpty))
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for m := range s.made {
-		if strings.HasPrefix(m, p+"/") {
-			return fuse.Status(errnoOf(errNotEmpty))
-		}
-	}
-	if !s.made[p] {
-		return fuse.ENOENT
-	}
-	delete(s.made, p)
-	s.changed[path] = time.Now()
-	return fuse.OK
-}
-
-// removed tells the kernel that n is gone, and with it the directories above
-// that hold nothing any more.
-func (s *namespace) removed(n images.Name) {
-	s.listed(n)
-	for path := n.Repo; path != "" && !s.f.store.HasPath(path); {
-		i := strings.LastIndexByte(path, '/')
-		parent := path[:max(i, 0)]
-		if ino, err := s.f.store.Node(parent); err == nil {
-			s.f.notify.entry(uint64(ino), path[i+1:])
-		}
-		path = parent
-	}
 }

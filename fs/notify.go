@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -12,25 +13,23 @@ import (
 
 // notifier tells the kernel what of its caches is no longer true. It does so
 // beside the requests: a notification takes locks that the kernel may hold while
-// it waits for the answer to one. Names have a queue of their own: one waits for
-// what is being made or looked up in its directory, which may be a pull.
+// it waits for the answer to one. A name's takes the lock of its directory, which
+// whoever makes or looks up a name there holds, during a pull perhaps. So names
+// are told of directory by directory, and nobody waits for longer than maxTell.
 type notifier struct {
-	names, inodes *queue
-	running       sync.WaitGroup
+	names   *nameQueue
+	inodes  *queue
+	running sync.WaitGroup
 
 	mu     sync.Mutex
 	server *fuse.Server
 }
 
-// notice is a range of inodes whose pages and attributes are to be dropped, or,
-// with a name, an entry of the directory first.
-type notice struct {
-	first, last uint64
-	name        string
-}
+// notice is a range of inodes whose pages and attributes are to be dropped.
+type notice struct{ first, last uint64 }
 
 func newNotifier(log *slog.Logger) *notifier {
-	return &notifier{names: newQueue(log), inodes: newQueue(log)}
+	return &notifier{names: newNameQueue(log), inodes: newQueue(log)}
 }
 
 // start begins to deliver to s; close ends it.
@@ -38,7 +37,7 @@ func (n *notifier) start(s *fuse.Server) {
 	n.mu.Lock()
 	n.server = s
 	n.mu.Unlock()
-	n.running.Go(func() { n.names.run(s) })
+	n.names.start(s)
 	n.running.Go(func() { n.inodes.run(s) })
 }
 
@@ -57,8 +56,31 @@ func (n *notifier) files(r images.Range) {
 	n.inodes.add(notice{first: uint64(r.First), last: uint64(r.Last)})
 }
 
-// entry has the kernel forget a name in a directory, and all below it.
-func (n *notifier) entry(dir uint64, name string) { n.names.add(notice{first: dir, name: name}) }
+// entry has the kernel forget a name in a directory, and all below it. It returns
+// at once; the channel is closed when that has happened, or never will.
+func (n *notifier) entry(dir uint64, name string) <-chan struct{} { return n.names.add(dir, name) }
+
+// maxTell is how long a request waits for what it changed to be told.
+const maxTell = time.Second
+
+// wait waits for what entry returned, together no longer than maxTell. The caller
+// may be in a system call that holds locks, though not those of the directories;
+// somebody who holds one may wait for one of these, and goes on when the time is
+// over.
+func (n *notifier) wait(list []<-chan struct{}) {
+	if len(list) == 0 {
+		return
+	}
+	t := time.NewTimer(maxTell)
+	defer t.Stop()
+	for _, done := range list {
+		select {
+		case <-done:
+		case <-t.C:
+			return
+		}
+	}
+}
 
 // listing drops what the kernel caches of a directory of the namespace, before
 // the request that is being answered is. It takes none of the directory's locks.
@@ -105,7 +127,7 @@ func (q *queue) add(x notice) {
 		return
 	}
 	if len(q.list) >= maxNotices {
-		q.log.Error("too many notifications for the kernel, one is lost", "node", x.first, "name", x.name)
+		q.log.Error("too many notifications for the kernel, one is lost", "node", x.first)
 		return
 	}
 	q.pending[x] = true
@@ -135,24 +157,20 @@ func (q *queue) run(s *fuse.Server) {
 		if !ok {
 			return
 		}
-		if x.name != "" {
-			q.check(x, s.EntryNotify(x.first, x.name))
-			continue
-		}
 		for node := x.first; node <= x.last; node++ {
 			st := s.InodeNotify(node, 0, 0)
 			if st == fuse.Status(syscall.EBADF) || st == fuse.ENODEV {
 				return // unmounted
 			}
-			q.check(x, st)
+			check(q.log, st, node, "")
 		}
 	}
 }
 
 // check logs what the kernel has against a notification; that it does not know
 // the inode or the name is nothing.
-func (q *queue) check(x notice, st fuse.Status) {
+func check(log *slog.Logger, st fuse.Status, node uint64, name string) {
 	if !st.Ok() && st != fuse.ENOENT && st != fuse.Status(syscall.ENOTDIR) && st != fuse.Status(syscall.ENOTEMPTY) {
-		q.log.Warn("the kernel refused a notification", "node", x.first, "name", x.name, "err", st.String())
+		log.Warn("the kernel refused a notification", "node", node, "name", name, "err", st.String())
 	}
 }

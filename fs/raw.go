@@ -29,6 +29,8 @@ const (
 	opReaddirplus
 	opMkdir
 	opRmdir
+	opSymlink
+	opRename
 	opForget
 	opFlush
 	opIoctl
@@ -38,7 +40,7 @@ const (
 
 // opNames are the names of the counted operations, in their order.
 var opNames = [opCount]string{"LOOKUP", "GETATTR", "SETATTR", "READLINK", "OPEN", "READ", "WRITE", "STATFS", "GETXATTR",
-	"LISTXATTR", "OPENDIR", "READDIR", "READDIRPLUS", "MKDIR", "RMDIR", "FORGET", "FLUSH", "IOCTL", "OTHER"}
+	"LISTXATTR", "OPENDIR", "READDIR", "READDIRPLUS", "MKDIR", "RMDIR", "SYMLINK", "RENAME", "FORGET", "FLUSH", "IOCTL", "OTHER"}
 
 // counts are the messages of the kernel by operation.
 type counts [opCount]atomic.Int64
@@ -135,6 +137,11 @@ func (f *fileSystem) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.At
 	if ino.Kind() == images.KindNode {
 		return f.space.getattr(ino, out)
 	}
+	return f.getAttr(ino, out)
+}
+
+// getAttr tells the attributes of an inode of an image.
+func (f *fileSystem) getAttr(ino images.Ino, out *fuse.AttrOut) fuse.Status {
 	var a images.Attr
 	final, err := f.store.Stat(background(), ino, &a)
 	if err == nil && !final && a.Implicit {
@@ -314,7 +321,7 @@ func (f *fileSystem) readDir(in *fuse.ReadIn, out *fuse.DirEntryList, plus bool)
 	dir := images.Ino(in.NodeId)
 	switch dir.Kind() {
 	case images.KindNode:
-		return f.space.readDir(dir, int(in.Offset), out, plus)
+		return f.space.readDir(dir, in.Offset, out, plus)
 	case images.KindFile:
 		return fuse.ENOTDIR
 	}

@@ -8,8 +8,8 @@ import (
 	"github.com/imgfs/imgfs/images"
 )
 
-// Images are read-only, but the superblock is not: mkdir and rmdir manage them.
-// So everything that would write is refused here, by name; ENOSYS would be
+// Images are read-only, but the superblock is not: mkdir, rmdir, rename, symlink
+// and utimes manage them. So everything that would write is refused here, by name; ENOSYS would be
 // remembered by the kernel for the whole mount.
 
 // refuse is the answer to what would change node h: inside an image EROFS, in
@@ -37,11 +37,23 @@ func (f *fileSystem) Writev(cancel <-chan struct{}, in *fuse.WriteIn, _ [][]byte
 	return f.Write(cancel, in, nil)
 }
 
-// SetAttr refuses; a change of the size may have touched pages.
-func (f *fileSystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, _ *fuse.AttrOut) fuse.Status {
+// SetAttr asks an image's registry again, when it is touch on the image's root
+// directory. Else it refuses; a change of the size may have touched pages.
+func (f *fileSystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
 	f.counts[opSetattr].Add(1)
-	if images.Ino(in.NodeId).Kind() == images.KindNode {
+	ino := images.Ino(in.NodeId)
+	switch ino.Kind() {
+	case images.KindNode:
 		return fuse.EPERM
+	case images.KindDir:
+		n, ok := f.store.RootOf(ino)
+		if !ok || !touches(in.Valid) {
+			return fuse.EROFS
+		}
+		if err := f.space.touch(n); err != nil {
+			return f.space.refused("touch", n.String(), err)
+		}
+		return f.getAttr(ino, out)
 	}
 	if in.Valid&fuse.FATTR_SIZE != 0 {
 		f.notify.inode(in.NodeId)
@@ -69,6 +81,19 @@ func (f *fileSystem) Rmdir(_ <-chan struct{}, h *fuse.InHeader, name string) fus
 	return f.space.rmdir(dir, name)
 }
 
+// Rename retags, in the namespace. RENAME and RENAME2 come here alike, the first
+// without flags.
+func (f *fileSystem) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
+	f.counts[opRename].Add(1)
+	return f.space.rename(in, oldName, newName)
+}
+
+// Symlink tags, in the namespace.
+func (f *fileSystem) Symlink(_ <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	f.counts[opSymlink].Add(1)
+	return f.space.symlink(images.Ino(h.NodeId), name, target, out)
+}
+
 // Mknod refuses.
 func (f *fileSystem) Mknod(_ <-chan struct{}, in *fuse.MknodIn, _ string, _ *fuse.EntryOut) fuse.Status {
 	return f.refuse(in.NodeId)
@@ -79,19 +104,9 @@ func (f *fileSystem) Unlink(_ <-chan struct{}, h *fuse.InHeader, _ string) fuse.
 	return f.refuse(h.NodeId)
 }
 
-// Rename refuses.
-func (f *fileSystem) Rename(_ <-chan struct{}, in *fuse.RenameIn, _, _ string) fuse.Status {
-	return f.refuse(in.NodeId)
-}
-
 // Link refuses.
 func (f *fileSystem) Link(_ <-chan struct{}, in *fuse.LinkIn, _ string, _ *fuse.EntryOut) fuse.Status {
 	return f.refuse(in.NodeId)
-}
-
-// Symlink refuses.
-func (f *fileSystem) Symlink(_ <-chan struct{}, h *fuse.InHeader, _, _ string, _ *fuse.EntryOut) fuse.Status {
-	return f.refuse(h.NodeId)
 }
 
 // Create refuses.

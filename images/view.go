@@ -106,6 +106,20 @@ func (s *Store) NameOf(dir Ino) (Name, bool) {
 	return v.name, true
 }
 
+// RootOf returns the name whose image has ino as its root directory, or had it
+// before the name stood for another image; ok is false when ino is no image's
+// root.
+func (s *Store) RootOf(ino Ino) (n Name, ok bool) {
+	if ino.Kind() != KindDir {
+		return Name{}, false
+	}
+	v, err := s.view(ino.seq())
+	if err != nil || v.root() != ino {
+		return Name{}, false
+	}
+	return v.name, true
+}
+
 // maxRepairs bounds how often one call makes damaged files again.
 const maxRepairs = 2
 
