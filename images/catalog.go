@@ -1,37 +1,51 @@
 package images
 
 import (
-	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	iofs "io/fs"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
 )
 
-// catalogVersion is the catalogue's format. A newer one is refused, untouched.
-const catalogVersion = 1
+// catalogVersion is the catalogue's format. An older one is migrated, a newer one
+// is refused, untouched.
+const catalogVersion = 2
 
-// The catalogue's buckets.
+// The catalogue's buckets. Keys are texts joined by 0x00, numbers are 8 bytes,
+// the highest first.
 var (
-	bucketMeta   = []byte("meta")   // "version", and the last number given of each sequence
-	bucketNames  = []byte("names")  // Name.key -> nameRecord
-	bucketTombs  = []byte("tombs")  // Name.key -> time of removal
-	bucketImages = []byte("images") // manifest digest -> imageRecord
-	bucketUses   = []byte("uses")   // manifest digest 0x00 Name.key -> nothing: the names of an image
-	bucketLayers = []byte("layers") // layerKey -> layerRecord
-	bucketLayer  = []byte("layer")  // layer sequence -> layerKey
-	bucketViews  = []byte("views")  // manifest digest 0x00 Name.key -> view sequence
-	bucketView   = []byte("view")   // view sequence -> viewRecord
-	bucketNodes  = []byte("nodes")  // path -> node number
-	bucketNode   = []byte("node")   // node number -> path
-	allBuckets   = [][]byte{bucketMeta, bucketNames, bucketTombs, bucketImages, bucketUses, bucketLayers, bucketLayer,
+	bucketMeta     = []byte("meta")     // "version", the last number given of each sequence, "totals"
+	bucketNames    = []byte("names")    // Name.key -> nameRecord
+	bucketTombs    = []byte("tombs")    // Name.key -> time of removal
+	bucketImages   = []byte("images")   // manifest digest -> imageRecord
+	bucketUses     = []byte("uses")     // manifest digest 0x00 Name.key -> nothing: the names of an image
+	bucketIDs      = []byte("ids")      // hex of the config's digest 0x00 manifest digest -> nothing
+	bucketDangling = []byte("dangling") // manifest digest -> danglingRecord: images without a name
+	bucketChains   = []byte("chains")   // hex of the chain ID 0x00 manifest digest -> chainRecord
+	bucketLayers   = []byte("layers")   // layerKey -> layerRecord
+	bucketLayer    = []byte("layer")    // layer sequence -> layerKey
+	bucketUsers    = []byte("users")    // layer sequence, manifest digest -> nothing: the images of a layer
+	bucketHere     = []byte("here")     // layerKey -> nothing: layers in use or idle
+	bucketIdle     = []byte("idle")     // layerKey -> nothing: layers that no image uses, and that were not dropped
+	bucketSpare    = []byte("spare")    // layerKey -> nothing: layers that only dangling images use
+	bucketArriving = []byte("arriving") // layerKey -> nothing: layers in use whose size is not known
+	bucketViews    = []byte("views")    // manifest digest 0x00 Name.key -> view sequence; with no digest for what is in .imgfs
+	bucketView     = []byte("view")     // view sequence -> viewRecord
+	bucketRetired  = []byte("retired")  // view sequence -> nothing: views of names that are gone
+	bucketNodes    = []byte("nodes")    // path -> node number
+	bucketNode     = []byte("node")     // node number -> path
+
+	bucketsV1 = [][]byte{bucketMeta, bucketNames, bucketTombs, bucketImages, bucketUses, bucketLayers, bucketLayer,
 		bucketViews, bucketView, bucketNodes, bucketNode}
+	allBuckets = append(bucketsV1[:len(bucketsV1):len(bucketsV1)], bucketIDs, bucketDangling, bucketChains, bucketUsers,
+		bucketHere, bucketIdle, bucketSpare, bucketArriving, bucketRetired)
 )
 
 // nameRecord is what a name stands for.
@@ -41,28 +55,75 @@ type nameRecord struct {
 	Time  time.Time `json:"time"`  // of the pull
 }
 
-// imageRecord is an image of one platform.
+// danglingRecord is what is known of an image that has lost its last name.
+type danglingRecord struct {
+	Name Name      `json:"name"` // the last
+	Top  v1.Hash   `json:"top"`
+	Time time.Time `json:"time"` // of the pull
+	Lost time.Time `json:"lost"` // when it lost the name
+}
+
+// imageRecord is an image of one platform. The sizes count each distinct layer
+// once, those that are not known yet as 0.
 type imageRecord struct {
 	Config   v1.Hash      `json:"config"` // the image ID
 	Layers   []imageLayer `json:"layers"` // lowest first
 	Created  time.Time    `json:"created"`
-	Size     int64        `json:"size"` // compressed bytes of the layers
+	Steps    []time.Time  `json:"steps,omitempty"` // when each layer was made, when the history says
+	Size     int64        `json:"size"`            // compressed bytes of the layers
 	Platform string       `json:"platform"`
+
+	Unknown  int   `json:"unknown"` // layers whose size is not known yet
+	Expanded int64 `json:"expanded"`
+	Usage    int64 `json:"usage"`
+	Shared   int64 `json:"shared"` // of Expanded, in layers that other images have too
 }
 
 type imageLayer struct {
 	Seq  uint32        `json:"seq"`
+	Key  v1.Hash       `json:"key"` // of the layerRecord
 	Desc v1.Descriptor `json:"desc"`
 }
 
-// layerRecord is a layer of any number of images.
+// layerRecord is a layer of any number of images. It stays for ever: its sequence
+// is in inode numbers.
 type layerRecord struct {
-	Seq      uint32        `json:"seq"`
-	Key      v1.Hash       `json:"-"` // of this record, and of the layer's index and pack
-	Desc     v1.Descriptor `json:"desc"`
-	DiffID   v1.Hash       `json:"diffID"`
-	Repos    []string      `json:"repos"`              // repositories that have the blob, the latest first
-	Expanded *int64        `json:"expanded,omitempty"` // bytes of its regular files, once it was compiled
+	Seq    uint32        `json:"seq"`
+	Key    v1.Hash       `json:"-"` // of this record, and of the layer's index and pack
+	Desc   v1.Descriptor `json:"desc"`
+	DiffID v1.Hash       `json:"diffID"`
+	Repos  []string      `json:"repos"`           // repositories that have the blob, the latest first
+	Sizes  *layerSizes   `json:"sizes,omitempty"` // once it was compiled
+
+	Images int  `json:"images"`         // images that have it
+	Named  int  `json:"named"`          // those of them that have a name
+	Idle   bool `json:"idle,omitempty"` // no image has it, and it was not dropped
+}
+
+// layerSizes is what a compiled layer's regular files amount to, each inode once.
+type layerSizes struct {
+	Expanded int64 `json:"expanded"`
+	Usage    int64 `json:"usage"` // in blocks of 512 bytes
+}
+
+// here reports whether the layer counts as something that is here.
+func (r *layerRecord) here() bool { return r.Images > 0 || r.Idle }
+
+func (r *layerRecord) images() int { return r.Images }
+
+// sizes returns what the layer amounts to, -1 while that is not known.
+func (r *layerRecord) sizes() (expanded, usage int64) {
+	if r.Sizes == nil {
+		return -1, -1
+	}
+	return r.Sizes.Expanded, r.Sizes.Usage
+}
+
+// chainRecord is an image after one of its layers.
+type chainRecord struct {
+	Depth   int       `json:"depth"`
+	Whole   bool      `json:"whole,omitempty"`
+	Created time.Time `json:"created"`
 }
 
 // maxRepos bounds the repositories remembered for a layer.
@@ -71,55 +132,81 @@ const maxRepos = 4
 type viewRecord struct {
 	Name  Name    `json:"name"`
 	Image v1.Hash `json:"image"`
+	Depth int     `json:"depth,omitempty"` // with its first layers only; 0: with all
 }
 
 // catalog is the durable state: what is here, under which names, and which
 // sequence numbers were given. Every method is one transaction.
-type catalog struct{ db *bbolt.DB }
+type catalog struct {
+	db    *bbolt.DB
+	reads atomic.Int64 // records that were read
 
-// openCatalog opens or makes the catalogue at path.
-func openCatalog(path string) (*catalog, error) {
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 5 * time.Second, FreelistType: bbolt.FreelistMapType})
-	if errors.Is(err, berrors.ErrTimeout) {
-		return nil, fmt.Errorf("images: opening the catalogue %q: another process has it open", path)
+	// applied is told what a transaction has done, before the next one begins.
+	applied func(*effects)
+
+	mu      sync.Mutex // held for a whole write and what follows it, so that all see the same order
+	journal *journal   // nil: none
+}
+
+// txn is a transaction. It counts what it reads, and keeps the totals.
+type txn struct {
+	*bbolt.Tx
+	c       *catalog
+	totals  *totals // once they were needed
+	effects effects
+}
+
+// effects are what a transaction means to others than the catalogue.
+type effects struct {
+	Change
+	lines  []journalLine
+	idle   map[v1.Hash]bool // layers that became idle, or are no more
+	spare  map[v1.Hash]bool // the same for layers that only dangling images use
+	moved  map[uint32]Name  // views that have another name now
+	orphan []v1.Hash        // blobs that nothing refers to any more
+}
+
+// read calls f in a reading transaction. Damage that bbolt answers with a panic
+// is an error.
+func (c *catalog) read(f func(t *txn) error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer recovered(&err)
+	return c.db.View(func(tx *bbolt.Tx) error { return f(&txn{Tx: tx, c: c}) })
+}
+
+// errUnchanged ends a write that has nothing to write.
+var errUnchanged = errors.New("images: nothing has changed")
+
+// write calls f in a writing transaction, which is durable when write returns.
+func (c *catalog) write(f func(t *txn) error) (Change, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.writeLocked(f)
+}
+
+func (c *catalog) writeLocked(f func(t *txn) error) (ch Change, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer recovered(&err)
+	t := &txn{c: c}
+	err = c.db.Update(func(tx *bbolt.Tx) error {
+		t.Tx = tx
+		if err := f(t); err != nil {
+			return err
+		}
+		return t.saveTotals()
+	})
+	if err == errUnchanged {
+		return t.effects.Change, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("images: opening the catalogue %q: %v; if it is damaged, remove it: what is cached stays, but tags have to be pulled again", path, err)
+		return Change{}, err
 	}
-	c := &catalog{db: db}
-	if err := c.prepare(); err != nil {
-		db.Close()
-		return nil, fmt.Errorf("images: opening the catalogue %q: %w", path, err)
+	c.journal.append(c, t.effects.lines)
+	if c.applied != nil {
+		c.applied(&t.effects)
 	}
-	return c, nil
+	return t.effects.Change, nil
 }
-
-// prepare checks the version, and makes the buckets of a new catalogue.
-func (c *catalog) prepare() error {
-	var version uint64
-	err := c.db.View(func(tx *bbolt.Tx) error {
-		if b := tx.Bucket(bucketMeta); b != nil {
-			version = counter(b, "version")
-		}
-		return nil
-	})
-	if err != nil || version == catalogVersion {
-		return err
-	}
-	if version > catalogVersion {
-		return fmt.Errorf("it has version %d, this program knows %d: use a newer imgfs", version, catalogVersion)
-	}
-	return c.db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range allBuckets {
-			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
-				return err
-			}
-		}
-		return setCounter(tx.Bucket(bucketMeta), "version", catalogVersion)
-	})
-}
-
-func (c *catalog) close() error { return c.db.Close() }
 
 func counter(b *bbolt.Bucket, name string) uint64 {
 	if v := b.Get([]byte(name)); len(v) == 8 {
@@ -131,8 +218,9 @@ func counter(b *bbolt.Bucket, name string) uint64 {
 func setCounter(b *bbolt.Bucket, name string, n uint64) error { return b.Put([]byte(name), seqKey(n)) }
 
 // next gives the next number of a sequence, from 1, and remembers it.
-func next(tx *bbolt.Tx, name string, limit uint64) (uint64, error) {
-	b := tx.Bucket(bucketMeta)
+func (t *txn) next(name string, limit uint64) (uint64, error) {
+	t.c.reads.Add(1)
+	b := t.Bucket(bucketMeta)
 	n := counter(b, name) + 1
 	if n > limit {
 		return 0, fmt.Errorf("images: no number left for another %s (limit %d)", name, limit)
@@ -142,186 +230,39 @@ func next(tx *bbolt.Tx, name string, limit uint64) (uint64, error) {
 
 func seqKey(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
 
-func load(tx *bbolt.Tx, bucket, key []byte, v any) (bool, error) {
-	data := tx.Bucket(bucket).Get(key)
-	if data == nil {
-		return false, nil
-	}
-	if err := json.Unmarshal(data, v); err != nil {
-		return false, fmt.Errorf("images: catalogue entry %s %q: %v", bucket, key, err)
-	}
-	return true, nil
-}
-
-func store(tx *bbolt.Tx, bucket, key []byte, v any) error {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	return tx.Bucket(bucket).Put(key, data)
-}
+func hashKey(h v1.Hash) []byte { return []byte(h.String()) }
 
 func useKey(image v1.Hash, n Name) []byte {
 	return append([]byte(image.String()+"\x00"), n.key()...)
 }
 
+// viewKey is the key of n's view in bucketViews. What is in .imgfs shows one image
+// at a time, whichever that is.
+func viewKey(image v1.Hash, n Name) []byte {
+	if n.special() {
+		return append([]byte{0}, n.key()...)
+	}
+	return useKey(image, n)
+}
+
+func userKey(seq uint32, image v1.Hash) []byte {
+	return append(seqKey(uint64(seq)), image.String()...)
+}
+
 // name returns what n stands for, and whether it was removed and not brought back.
 func (c *catalog) name(n Name) (rec nameRecord, ok, removed bool, err error) {
-	err = c.db.View(func(tx *bbolt.Tx) error {
-		removed = tx.Bucket(bucketTombs).Get(n.key()) != nil
-		ok, err = load(tx, bucketNames, n.key(), &rec)
+	err = c.read(func(t *txn) error {
+		removed = t.get(bucketTombs, n.key()) != nil
+		ok, err = t.load(bucketNames, n.key(), &rec)
 		return err
 	})
 	return rec, ok, removed, err
 }
 
-// pulled is what a pull brought: the image, and where it came from.
-type pulled struct {
-	top, digest v1.Hash
-	image       imageRecord
-	diffIDs     []v1.Hash // of image.Layers
-	repo        string
-}
-
-// putLayers records the layers of p, and gives sequences to those that are new.
-func (c *catalog) putLayers(p *pulled) error {
-	return c.db.Update(func(tx *bbolt.Tx) error {
-		for i := range p.image.Layers {
-			l := &p.image.Layers[i]
-			rec, err := putLayer(tx, l.Desc, p.diffIDs[i], p.repo)
-			if err != nil {
-				return err
-			}
-			l.Seq = rec.Seq
-		}
-		return nil
-	})
-}
-
-// put records what a pull brought under n. The layers have their sequences; the
-// view gets its own here.
-func (c *catalog) put(n Name, p pulled) error {
-	return c.db.Update(func(tx *bbolt.Tx) error {
-		if err := store(tx, bucketImages, []byte(p.digest.String()), p.image); err != nil {
-			return err
-		}
-		if err := dropName(tx, n); err != nil {
-			return err
-		}
-		rec := nameRecord{Image: p.digest, Top: p.top, Time: time.Now().UTC()}
-		if err := store(tx, bucketNames, n.key(), rec); err != nil {
-			return err
-		}
-		if err := tx.Bucket(bucketUses).Put(useKey(p.digest, n), []byte{}); err != nil {
-			return err
-		}
-		if err := tx.Bucket(bucketTombs).Delete(n.key()); err != nil {
-			return err
-		}
-		return putView(tx, n, p.digest)
-	})
-}
-
-// putLayer records a layer. What an image says of it, its size and its diffID, is
-// proved when the layer arrives, not before. So an image that says something else
-// than an earlier one gets a layer of its own: one of them is wrong, and must not
-// stand in the way of the other.
-func putLayer(tx *bbolt.Tx, desc v1.Descriptor, diffID v1.Hash, repo string) (rec layerRecord, err error) {
-	key := layerKey(desc)
-	ok, err := load(tx, bucketLayers, []byte(key.String()), &rec)
-	if err == nil && ok && (rec.Desc.Size != desc.Size || rec.DiffID != diffID) {
-		key = sha256Hash(fmt.Appendf(nil, "%s %d %s", key, desc.Size, diffID))
-		rec = layerRecord{}
-		ok, err = load(tx, bucketLayers, []byte(key.String()), &rec)
-	}
-	if err != nil {
-		return rec, err
-	}
-	if !ok {
-		seq, err := next(tx, "layer", maxSeq)
-		if err != nil {
-			return rec, err
-		}
-		rec = layerRecord{Seq: uint32(seq), Desc: desc, DiffID: diffID}
-		if err := tx.Bucket(bucketLayer).Put(seqKey(seq), []byte(key.String())); err != nil {
-			return rec, err
-		}
-	}
-	repos := []string{repo}
-	for _, r := range rec.Repos {
-		if r != repo && len(repos) < maxRepos {
-			repos = append(repos, r)
-		}
-	}
-	rec.Key, rec.Repos = key, repos
-	return rec, store(tx, bucketLayers, []byte(key.String()), rec)
-}
-
-func putView(tx *bbolt.Tx, n Name, image v1.Hash) error {
-	key := useKey(image, n)
-	if tx.Bucket(bucketViews).Get(key) != nil {
-		return nil
-	}
-	seq, err := next(tx, "view", maxSeq)
-	if err != nil {
-		return err
-	}
-	if err := tx.Bucket(bucketViews).Put(key, seqKey(seq)); err != nil {
-		return err
-	}
-	return store(tx, bucketView, seqKey(seq), viewRecord{Name: n, Image: image})
-}
-
-// dropName takes n from the image that it names, if any.
-func dropName(tx *bbolt.Tx, n Name) error {
-	var old nameRecord
-	ok, err := load(tx, bucketNames, n.key(), &old)
-	if err != nil || !ok {
-		return err
-	}
-	if err := tx.Bucket(bucketNames).Delete(n.key()); err != nil {
-		return err
-	}
-	return tx.Bucket(bucketUses).Delete(useKey(old.Image, n))
-}
-
-// used reports whether image has a name.
-func used(tx *bbolt.Tx, image v1.Hash) bool {
-	prefix := []byte(image.String() + "\x00")
-	k, _ := tx.Bucket(bucketUses).Cursor().Seek(prefix)
-	return k != nil && bytes.HasPrefix(k, prefix)
-}
-
-// remove takes n away. The image goes with its last name. Layers stay: what no
-// image uses is evicted when there is need. The error is fs.ErrNotExist when n
-// is not here.
-func (c *catalog) remove(n Name) error {
-	return c.db.Update(func(tx *bbolt.Tx) error {
-		var rec nameRecord
-		ok, err := load(tx, bucketNames, n.key(), &rec)
-		if err != nil {
-			return err
-		}
-		if !ok {
-			return fmt.Errorf("images: removing %q: %w", n, iofs.ErrNotExist)
-		}
-		if err := dropName(tx, n); err != nil {
-			return err
-		}
-		if err := tx.Bucket(bucketTombs).Put(n.key(), []byte(time.Now().UTC().Format(time.RFC3339))); err != nil {
-			return err
-		}
-		if used(tx, rec.Image) {
-			return nil
-		}
-		return tx.Bucket(bucketImages).Delete([]byte(rec.Image.String()))
-	})
-}
-
 // image returns the record of the image with this manifest digest.
 func (c *catalog) image(digest v1.Hash) (rec imageRecord, ok bool, err error) {
-	err = c.db.View(func(tx *bbolt.Tx) error {
-		ok, err = load(tx, bucketImages, []byte(digest.String()), &rec)
+	err = c.read(func(t *txn) error {
+		ok, err = t.load(bucketImages, hashKey(digest), &rec)
 		return err
 	})
 	return rec, ok, err
@@ -329,12 +270,8 @@ func (c *catalog) image(digest v1.Hash) (rec imageRecord, ok bool, err error) {
 
 // names returns the names of an image.
 func (c *catalog) names(digest v1.Hash) (list []Name) {
-	prefix := []byte(digest.String() + "\x00")
-	c.db.View(func(tx *bbolt.Tx) error {
-		cur := tx.Bucket(bucketUses).Cursor()
-		for k, _ := cur.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, _ = cur.Next() {
-			list = append(list, parseKey(k[len(prefix):]))
-		}
+	c.read(func(t *txn) error {
+		list = t.namesOf(digest)
 		return nil
 	})
 	return list
@@ -342,12 +279,12 @@ func (c *catalog) names(digest v1.Hash) (list []Name) {
 
 // layer returns the record of the layer with this sequence number.
 func (c *catalog) layer(seq uint32) (rec layerRecord, ok bool, err error) {
-	err = c.db.View(func(tx *bbolt.Tx) error {
-		key := tx.Bucket(bucketLayer).Get(seqKey(uint64(seq)))
+	err = c.read(func(t *txn) error {
+		key := t.get(bucketLayer, seqKey(uint64(seq)))
 		if key == nil {
 			return nil
 		}
-		if ok, err = load(tx, bucketLayers, key, &rec); err == nil && ok {
+		if ok, err = t.load(bucketLayers, key, &rec); err == nil && ok {
 			rec.Key, err = v1.NewHash(string(key))
 		}
 		return err
@@ -355,35 +292,60 @@ func (c *catalog) layer(seq uint32) (rec layerRecord, ok bool, err error) {
 	return rec, ok, err
 }
 
-// setExpanded records the expanded size of a layer, once it was compiled.
-func (c *catalog) setExpanded(layer v1.Hash, n int64) error {
-	return c.db.Update(func(tx *bbolt.Tx) error {
-		var rec layerRecord
-		ok, err := load(tx, bucketLayers, []byte(layer.String()), &rec)
-		if err != nil || !ok {
-			return err
-		}
-		rec.Expanded = &n
-		return store(tx, bucketLayers, []byte(layer.String()), rec)
-	})
-}
-
-// view returns the name and image that the view with this sequence shows.
-func (c *catalog) view(seq uint32) (rec viewRecord, ok bool, err error) {
-	err = c.db.View(func(tx *bbolt.Tx) error {
-		ok, err = load(tx, bucketView, seqKey(uint64(seq)), &rec)
+// layerHere returns the record of a layer that is in use or idle.
+func (c *catalog) layerHere(key v1.Hash) (rec layerRecord, ok bool, err error) {
+	err = c.read(func(t *txn) error {
+		rec, ok, err = t.layer(key)
+		ok = ok && rec.here()
 		return err
 	})
 	return rec, ok, err
 }
 
-// viewOf returns the sequence of the view of image under n.
-func (c *catalog) viewOf(n Name, image v1.Hash) (seq uint32, ok bool) {
-	c.db.View(func(tx *bbolt.Tx) error {
-		if v := tx.Bucket(bucketViews).Get(useKey(image, n)); len(v) == 8 {
-			seq, ok = uint32(binary.BigEndian.Uint64(v)), true
+// dropLayer takes a layer that no image uses from those that are here. The error
+// is fs.ErrNotExist when it is not, ErrConflict when an image uses it.
+func (c *catalog) dropLayer(key v1.Hash) (rec layerRecord, err error) {
+	_, err = c.write(func(t *txn) error {
+		var ok bool
+		if rec, ok, err = t.layer(key); err != nil {
+			return err
 		}
-		return nil
+		if !ok || !rec.here() {
+			return fmt.Errorf("images: dropping layer %s: %w", key, iofs.ErrNotExist)
+		}
+		if rec.Images > 0 {
+			return fmt.Errorf("images: dropping layer %s: %w", key, ErrConflict)
+		}
+		_, rec, err = t.changeLayer(key, func(r *layerRecord) { r.Idle = false })
+		return err
 	})
-	return seq, ok
+	return rec, err
+}
+
+// layersHere returns the records of all layers that are in use or idle, by key.
+func (c *catalog) layersHere() (list []layerRecord, err error) {
+	err = c.read(func(t *txn) error {
+		return t.scan(bucketHere, nil, func(k, _ []byte) error {
+			key, err := v1.NewHash(string(k))
+			if err != nil {
+				return err
+			}
+			rec, _, err := t.layer(key)
+			list = append(list, rec)
+			return err
+		})
+	})
+	return list, err
+}
+
+// keys returns the layer keys in one of bucketIdle, bucketSpare, bucketArriving.
+func (c *catalog) keys(bucket []byte) (list []v1.Hash, err error) {
+	err = c.read(func(t *txn) error {
+		return t.scan(bucket, nil, func(k, _ []byte) error {
+			key, err := v1.NewHash(string(k))
+			list = append(list, key)
+			return err
+		})
+	})
+	return list, err
 }

@@ -14,7 +14,7 @@ import (
 func testCatalog(t *testing.T) (*Store, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "catalog.db")
-	cat, err := openCatalog(path)
+	cat, _, err := openCatalog(path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +36,7 @@ func add(t *testing.T, c *catalog, n Name, layers ...string) pulled {
 	if err := c.putLayers(&p); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.put(n, p); err != nil {
+	if _, err := c.put(n, p); err != nil {
 		t.Fatal(err)
 	}
 	return p
@@ -55,11 +55,11 @@ func TestCatalogSequences(t *testing.T) {
 	if va == 0 || vc == 0 || va == vc {
 		t.Errorf("views of one image under two names = %d and %d, want two", va, vc)
 	}
-	if err := s.cat.remove(Name{"a", "1"}); err != nil {
+	if _, err := s.cat.remove(Name{"a", "1"}); err != nil {
 		t.Fatal(err)
 	}
 	s.cat.close()
-	cat, err := openCatalog(path)
+	cat, _, err := openCatalog(path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestCatalogRemove(t *testing.T) {
 	one, two := Name{"u", "1"}, Name{"u", "2"}
 	p := add(t, s.cat, one, "l")
 	add(t, s.cat, two, "l")
-	if err := s.cat.remove(one); err != nil {
+	if _, err := s.cat.remove(one); err != nil {
 		t.Fatal(err)
 	}
 	if _, ok, err := s.cat.image(p.digest); !ok || err != nil {
@@ -89,13 +89,13 @@ func TestCatalogRemove(t *testing.T) {
 	if here, removed, _ := s.Here(one); here || !removed {
 		t.Errorf("Here(removed) = %v, %v, want false, true", here, removed)
 	}
-	if err := s.cat.remove(two); err != nil {
+	if _, err := s.cat.remove(two); err != nil {
 		t.Fatal(err)
 	}
 	if _, ok, _ := s.cat.image(p.digest); ok {
 		t.Error("the image is here without a name")
 	}
-	if err := s.cat.remove(two); !errors.Is(err, iofs.ErrNotExist) {
+	if _, err := s.cat.remove(two); !errors.Is(err, iofs.ErrNotExist) {
 		t.Errorf("remove(removed) = %v, want ErrNotExist", err)
 	}
 	add(t, s.cat, one, "l")
@@ -140,7 +140,7 @@ func TestNodes(t *testing.T) {
 		t.Errorf("Node(ubuntu) = %d, then %d; Node(debian) = %d", a, again, b)
 	}
 	s.cat.close()
-	cat, err := openCatalog(path)
+	cat, _, err := openCatalog(path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +162,7 @@ func TestCatalogVersion(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.cat.close()
-	if _, err := openCatalog(path); err == nil || !strings.Contains(err.Error(), "newer") {
+	if _, _, err := openCatalog(path, nil); err == nil || !strings.Contains(err.Error(), "newer") {
 		t.Errorf("openCatalog(newer) = %v, want a refusal", err)
 	}
 	db, err := bbolt.Open(path, 0o600, nil)

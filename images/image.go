@@ -23,12 +23,19 @@ const maxLayers = 256
 
 // image is one image, opened at its first use.
 type image struct {
-	s      *Store
-	digest v1.Hash
+	s *Store
+	imageKey
 	rec    imageRecord
 	layers []*layer // lowest first, at least one
 
 	state atomic.Pointer[imageState] // nil while the image is not open
+}
+
+// imageKey is what an image is: a manifest, and how many of its layers; all when
+// depth is 0, else it is an intermediate image.
+type imageKey struct {
+	digest v1.Hash
+	depth  int
 }
 
 // imageState is an open image: merged, or with layers that are still arriving.
@@ -43,8 +50,11 @@ type imageState struct {
 }
 
 // newImage returns the image that rec describes, not opened.
-func (s *Store) newImage(digest v1.Hash, rec imageRecord) (*image, error) {
-	im := &image{s: s, digest: digest, rec: rec}
+func (s *Store) newImage(key imageKey, rec imageRecord) (*image, error) {
+	if key.depth > 0 && key.depth < len(rec.Layers) {
+		rec.Layers = rec.Layers[:key.depth]
+	}
+	im := &image{s: s, imageKey: key, rec: rec}
 	for _, il := range rec.Layers {
 		l, err := s.layer(il.Seq)
 		if err != nil {
@@ -55,23 +65,23 @@ func (s *Store) newImage(digest v1.Hash, rec imageRecord) (*image, error) {
 	return im, nil
 }
 
-// image returns the image with this manifest digest, not necessarily open. The
-// error is fs.ErrNotExist when it is not here.
-func (s *Store) image(digest v1.Hash) (*image, error) {
+// image returns an image, not necessarily open. The error is fs.ErrNotExist when
+// it is not here.
+func (s *Store) image(key imageKey) (*image, error) {
 	s.mu.Lock()
-	im := s.images[digest]
+	im := s.images[key]
 	s.mu.Unlock()
 	if im != nil {
 		return im, nil
 	}
-	rec, ok, err := s.cat.image(digest)
+	rec, ok, err := s.cat.image(key.digest)
 	if err != nil {
 		return nil, err
 	}
 	if !ok {
-		return nil, fmt.Errorf("images: opening image %s: %w", digest, iofs.ErrNotExist)
+		return nil, fmt.Errorf("images: opening image %s: %w", key.digest, iofs.ErrNotExist)
 	}
-	if im, err = s.newImage(digest, rec); err != nil {
+	if im, err = s.newImage(key, rec); err != nil {
 		return nil, err
 	}
 	return s.keep(im)
@@ -84,10 +94,10 @@ func (s *Store) keep(im *image) (*image, error) {
 	if s.images == nil {
 		return nil, iofs.ErrClosed
 	}
-	if s.images[im.digest] == nil {
-		s.images[im.digest] = im
+	if s.images[im.imageKey] == nil {
+		s.images[im.imageKey] = im
 	}
-	return s.images[im.digest], nil
+	return s.images[im.imageKey], nil
 }
 
 // open returns the image's state, opening it when it is not open.
@@ -95,7 +105,7 @@ func (im *image) open(ctx context.Context) (*imageState, error) {
 	if st := im.state.Load(); st != nil {
 		return st, nil
 	}
-	return flight(ctx, im.s, "image "+im.digest.String(), func(ctx context.Context) (*imageState, error) {
+	return flight(ctx, im.s, fmt.Sprintf("image %s %d", im.digest, im.depth), func(ctx context.Context) (*imageState, error) {
 		if st := im.state.Load(); st != nil {
 			return st, nil
 		}
@@ -138,7 +148,7 @@ func (im *image) finish(st *imageState) {
 		return
 	}
 	im.state.CompareAndSwap(st, nil)
-	for _, n := range im.s.cat.names(im.digest) {
+	for _, n := range im.s.namesOf(func(v *image) bool { return v == im }) {
 		im.s.tell(Event{Name: n, Err: st.err, Drop: true})
 	}
 }

@@ -50,7 +50,7 @@ type Options struct {
 
 // Store is the images of one cache directory. It is safe for concurrent use.
 //
-// Lock order: Store.mu, then image.mu, then layer.mu; none is held during I/O.
+// Lock order: catalog.mu, then Store.mu, then image.mu, then layer.mu; none but the first is held during I/O.
 type Store struct {
 	o        Options
 	platform v1.Platform
@@ -67,7 +67,8 @@ type Store struct {
 
 	mu       sync.Mutex
 	views    map[uint32]*View
-	images   map[v1.Hash]*image
+	moves    int // of views to other names
+	images   map[imageKey]*image
 	layers   map[uint32]*layer
 	negative map[Name]negative
 	probes   map[string]probe
@@ -75,6 +76,8 @@ type Store struct {
 	formats  map[v1.Hash]fetch.Format // of layer indexes on this disk, as far as they were asked for
 	xattrs   map[string]bool          // names of extended attributes that some open layer has
 	arriving map[*unionfs.Builder]bool
+	spare    map[v1.Hash]bool // keys of layers that only dangling images have
+	untold   []Event          // from before anybody watched
 }
 
 // Event is something that happened outside a call, that a mount may have to tell
@@ -109,7 +112,7 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	cat, err := openCatalog(c.CatalogPath())
+	cat, damage, err := openCatalog(c.CatalogPath(), c)
 	if err != nil {
 		c.Close()
 		return nil, err
@@ -122,9 +125,18 @@ func Open(o Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{o: o, platform: p, cache: c, cat: cat, client: client, log: o.Log, views: map[uint32]*View{},
-		images: map[v1.Hash]*image{}, layers: map[uint32]*layer{}, negative: map[Name]negative{},
-		probes: map[string]probe{}, formats: map[v1.Hash]fetch.Format{}, xattrs: map[string]bool{}, arriving: map[*unionfs.Builder]bool{}}
+		images: map[imageKey]*image{}, layers: map[uint32]*layer{}, negative: map[Name]negative{},
+		probes: map[string]probe{}, formats: map[v1.Hash]fetch.Format{}, xattrs: map[string]bool{},
+		arriving: map[*unionfs.Builder]bool{}, spare: map[v1.Hash]bool{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	if damage != nil {
+		o.Log.Error("the catalogue was made again", "err", damage)
+		s.untold = append(s.untold, Event{Err: damage})
+	}
+	if err := s.settleCatalog(); err != nil {
+		o.Log.Error("the catalogue could not be read whole", "err", err)
+	}
+	cat.applied = s.catalogApplied
 	if err := s.dropNodes(); err != nil { // they stay, and count
 		o.Log.Warn("namespace nodes were not cleaned up", "err", err)
 	}
@@ -157,11 +169,17 @@ func (s *Store) Close() error {
 	return err
 }
 
-// Watch sets the function that is told of events. It must not block.
+// Watch sets the function that is told of events, also of what Open has found. It
+// must not block.
 func (s *Store) Watch(f func(Event)) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.watch = f
+	untold := s.untold
+	s.untold = nil
+	s.mu.Unlock()
+	for _, e := range untold {
+		f(e)
+	}
 }
 
 func (s *Store) tell(e Event) {

@@ -30,6 +30,8 @@ type layer struct {
 	why    atomic.Pointer[string] // why it is streamed, if it is
 	failed atomic.Pointer[string] // why the last attempt to open it failed; nil when it did not
 
+	counted atomic.Bool // its sizes were recorded
+
 	// state is nil while the layer is not open. What a state refers to stays
 	// mapped until the store closes, so that no reader can lose it.
 	state atomic.Pointer[layerState]
@@ -239,8 +241,10 @@ func (l *layer) adopt(idx *unionfs.Index) (*layerState, error) {
 		l.s.xattrs[n] = true
 	}
 	l.s.mu.Unlock()
-	if l.rec.Expanded == nil {
-		if err := l.s.cat.setExpanded(l.key(), idx.Stats().Expanded); err != nil {
+	if l.rec.Sizes == nil && !l.counted.Load() {
+		err := l.s.cat.setSizes(map[v1.Hash]layerSizes{l.key(): sizesOf(idx)})
+		l.counted.Store(err == nil)
+		if err != nil {
 			l.s.log.Error("the size of a layer is not recorded", "layer", l.rec.Desc.Digest.String(), "err", err)
 		}
 	}
@@ -323,18 +327,19 @@ func (l *layer) damaged(st *layerState, err error) {
 
 // dropLayer tells that what was said of a layer is no longer true.
 func (s *Store) dropLayer(l *layer, err error) {
-	for _, n := range s.namesOf(l) {
+	for _, n := range s.namesOf(func(im *image) bool { return slices.Contains(im.layers, l) }) {
 		s.tell(Event{Name: n, Err: err, Drop: true})
 	}
 }
 
-// namesOf returns the names of the views that have been opened and have layer l.
-func (s *Store) namesOf(l *layer) (names []Name) {
+// namesOf returns the names of the views that have been opened and show such an
+// image.
+func (s *Store) namesOf(such func(*image) bool) (names []Name) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, v := range s.views {
-		if slices.Contains(v.image.layers, l) {
-			names = append(names, v.name)
+		if such(v.image) {
+			names = append(names, v.Name())
 		}
 	}
 	return names
@@ -391,3 +396,28 @@ func layerKey(desc v1.Descriptor) v1.Hash {
 }
 
 func (l *layer) key() v1.Hash { return l.rec.Key }
+
+// sizesOf counts the regular files of a layer that have a name, each once.
+func sizesOf(idx *unionfs.Index) (z layerSizes) {
+	var a Attr
+	for i := range idx.Stats().Files {
+		if err := idx.Attr(unionfs.FileID(i), &a); err != nil {
+			continue
+		}
+		if a.Mode&unix.S_IFMT == unix.S_IFREG && a.Nlink > 0 {
+			z.Expanded += a.Size
+			z.Usage += (a.Size + 511) &^ 511
+		}
+	}
+	return z
+}
+
+// indexedSizes is sizesOf of the index at path, if it is one of blob.
+func indexedSizes(path string, blob v1.Hash) (layerSizes, bool) {
+	idx, err := unionfs.Open(path)
+	if err != nil {
+		return layerSizes{}, false
+	}
+	defer idx.Close()
+	return sizesOf(idx), idx.Meta().Blob == rawDigest(blob)
+}

@@ -3,6 +3,7 @@ package images
 import (
 	"context"
 	"errors"
+	iofs "io/fs"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -29,20 +30,45 @@ type Change struct {
 // image, and the old one, if nothing else names it, is dangling. The change is
 // zero when the tag has not moved. n must be here: else fs.ErrNotExist.
 func (s *Store) Update(ctx context.Context, n Name) (Change, error) {
-	return Change{}, errors.ErrUnsupported
+	rec, ok, _, err := s.cat.name(n)
+	if err == nil && !ok {
+		err = notHere("asking again for", n)
+	}
+	if err != nil || n.IsDigest() { // nothing else can have the digest
+		return Change{}, err
+	}
+	ch, err := flight(ctx, s, "update "+n.String(), func(ctx context.Context) (Change, error) { return s.pull(ctx, n, true) })
+	if ch.Image == rec.Image && len(ch.Untagged) == 0 {
+		ch = Change{}
+	}
+	return ch, err
 }
 
 // Manifest returns the manifest digest of the image that n stands for; ok is
 // false when none is here under n. n may also be {".imgfs/dangling", ID}.
 func (s *Store) Manifest(n Name) (manifest v1.Hash, ok bool, err error) {
-	return v1.Hash{}, false, errors.ErrUnsupported
+	err = s.cat.read(func(t *txn) error {
+		if n.special() {
+			manifest, _, err = t.specialImage(n)
+		} else {
+			var rec nameRecord
+			rec, ok, err = t.lookup(n)
+			manifest = rec.Image
+			return err
+		}
+		if ok = err == nil; errors.Is(err, iofs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	return manifest, ok, err
 }
 
 // FindID returns the image whose ID begins with prefix: hexadecimal digits, with
 // or without "sha256:" before them. It is fs.ErrNotExist when there is none, and
 // then also ErrAmbiguous, with some of the candidates in its text, when there are
 // several. Its cost does not grow with the number of images.
-func (s *Store) FindID(prefix string) (ImageID, error) { return ImageID{}, errors.ErrUnsupported }
+func (s *Store) FindID(prefix string) (ImageID, error) { return s.cat.findID(prefix) }
 
 // ImageID is an image by its ID, the digest of its config. Several manifests may
 // have one config: one image in two compressions.
@@ -56,7 +82,8 @@ type ImageID struct {
 // dst stood for, if that was its last name, is dangling. It is fs.ErrNotExist
 // when the image is not here, fs.ErrInvalid when dst can be no name or is a digest.
 func (s *Store) Tag(manifest v1.Hash, dst Name) (Change, error) {
-	return Change{}, errors.ErrUnsupported
+	s.forgetMissing(dst)
+	return s.cat.tag(manifest, dst)
 }
 
 // Move makes dst stand for what src stands for, and takes src away as Remove
@@ -65,15 +92,22 @@ func (s *Store) Tag(manifest v1.Hash, dst Name) (Change, error) {
 // was its last name; else that is fs.ErrExist. src and dst being the same changes
 // nothing.
 func (s *Store) Move(src, dst Name, replace bool) (Change, error) {
-	return Change{}, errors.ErrUnsupported
+	return s.cat.move(src, dst, replace)
 }
 
+// Remove takes the name away, durably, and with the last tag of its image in a
+// repository the names by digest there. The image goes with its last name;
+// readers that have it open go on. The name stays unknown until Pull, Tag or Move
+// brings it back. The error is fs.ErrNotExist when n is not here. n may also be
+// {".imgfs/dangling", ID}: the dangling images with this ID, and no others.
+func (s *Store) Remove(n Name) (Change, error) { return s.cat.remove(n) }
+
 // Exchange swaps what a and b stand for, with their directory numbers.
-func (s *Store) Exchange(a, b Name) (Change, error) { return Change{}, errors.ErrUnsupported }
+func (s *Store) Exchange(a, b Name) (Change, error) { return s.cat.exchange(a, b) }
 
 // RemoveID removes the image with this ID, named or dangling: all of its
 // manifests. ErrConflict when more than one tag stands for it.
-func (s *Store) RemoveID(id v1.Hash) (Change, error) { return Change{}, errors.ErrUnsupported }
+func (s *Store) RemoveID(id v1.Hash) (Change, error) { return s.cat.removeID(id) }
 
 // Sizes are bytes of an image, or of all images. What cannot be known yet,
 // because a layer still arrives, is -1.
@@ -100,14 +134,12 @@ type Totals struct {
 	Sizes             // each layer once
 	SharedUsage int64 // as Shared, in blocks of 512 bytes
 	// What goes when all dangling images are removed and all idle layers dropped.
+	// Expanded has no idle layers, Cached has them.
 	Reclaimable       int64 // of Expanded
 	ReclaimableCached int64 // of Cached
 	CacheLimit        int64
 	CacheFree         int64 // what the file system has left
 }
-
-// Totals returns the counters.
-func (s *Store) Totals() (Totals, error) { return Totals{}, errors.ErrUnsupported }
 
 // Chain is an image as it was after one of its layers: an intermediate image.
 type Chain struct {
@@ -118,27 +150,18 @@ type Chain struct {
 	Whole   bool      // it is the whole of one of them
 }
 
-// Chains returns all chains, by ID.
-func (s *Store) Chains() ([]Chain, error) { return nil, errors.ErrUnsupported }
-
-// Chain returns one of them.
-func (s *Store) Chain(id v1.Hash) (Chain, bool, error) { return Chain{}, false, errors.ErrUnsupported }
-
-// Image returns the Info of one name.
-func (s *Store) Image(n Name) (Info, error) { return Info{}, errors.ErrUnsupported }
-
 // CatalogReads counts the records that were read from the catalogue since Open.
-func (s *Store) CatalogReads() int64 { return 0 }
+func (s *Store) CatalogReads() int64 { return s.cat.reads.Load() }
+
+func (s *Store) DropLayer(ctx context.Context, layer v1.Hash) (int64, error) {
+	return 0, errors.ErrUnsupported
+}
 
 func (s *Store) Fact(ctx context.Context, ino Ino, name string) (value string, ok bool, err error) {
 	return "", false, errors.ErrUnsupported
 }
 
 func (s *Store) CachedBytes(ctx context.Context, ino Ino) (int64, error) {
-	return 0, errors.ErrUnsupported
-}
-
-func (s *Store) DropLayer(ctx context.Context, layer v1.Hash) (int64, error) {
 	return 0, errors.ErrUnsupported
 }
 

@@ -26,7 +26,30 @@ const (
 	PlatformsDir = ".imgfs/platforms"
 	DanglingDir  = ".imgfs/dangling"
 	ChainsDir    = ".imgfs/chains"
+
+	hiddenDir = ".imgfs"
 )
+
+// splitPlatform splits the path of a repository into the platform it is for, as
+// os-arch[-variant], and the path in its registry. The platform is "" for the
+// mount's own.
+func splitPlatform(path string) (platform, repo string) {
+	rest, ok := strings.CutPrefix(path, PlatformsDir+"/")
+	if !ok {
+		return "", path
+	}
+	platform, repo, _ = strings.Cut(rest, "/")
+	return platform, repo
+}
+
+// ValidPlatform reports whether s can be a platform: os-arch[-variant].
+func ValidPlatform(s string) bool { return len(s) <= maxComponent && platformRE.MatchString(s) }
+
+// Registry is n without the directory of its platform: what its registry knows.
+func (n Name) Registry() Name {
+	_, n.Repo = splitPlatform(n.Repo)
+	return n
+}
 
 // String is the reference as docker writes it.
 func (n Name) String() string {
@@ -44,6 +67,9 @@ func (n Name) IsDigest() bool { return strings.HasPrefix(n.Tag, "@") }
 var (
 	componentRE = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$`)
 	tagRE       = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
+	platformRE  = regexp.MustCompile(`^[a-z0-9]+-[a-z0-9_]+(?:-[a-z0-9.]+)?$`)
+	hexRE       = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	prefixRE    = regexp.MustCompile(`^[0-9a-f]{1,64}$`)
 	digestRE    = regexp.MustCompile(`^@sha256:[0-9a-f]{64}$`)
 	hostRE      = regexp.MustCompile(`^(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?$`)
 )
@@ -91,7 +117,10 @@ func SplitHost(path string) (host, rest string) {
 }
 
 // repository is the field's name of a path: a ggcr repository.
-func repository(path string) (name.Repository, error) { return name.NewRepository(path) }
+func repository(path string) (name.Repository, error) {
+	_, path = splitPlatform(path)
+	return name.NewRepository(path)
+}
 
 // reference is the field's name of n.
 func (n Name) reference() (name.Reference, error) {
@@ -108,9 +137,15 @@ func (n Name) reference() (name.Reference, error) {
 // Valid reports whether n can name an image at all.
 func (n Name) Valid() bool { return ValidTag(n.Tag) && ValidRepo(n.Repo) }
 
-// ValidRepo reports whether path can be a repository. Docker Hub has none deeper
-// than two components.
+// ValidRepo reports whether path can be a repository, of the mount's platform or
+// below the directory of another. Docker Hub has none deeper than two components.
 func ValidRepo(path string) bool {
+	if platform, repo := splitPlatform(path); repo != path {
+		if !ValidPlatform(platform) {
+			return false
+		}
+		path = repo
+	}
 	host, rest := SplitHost(path)
 	if rest == "" || len(path) > maxRepo {
 		return false

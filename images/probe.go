@@ -46,6 +46,7 @@ func (s *Store) Probe(ctx context.Context, path string, again bool) (PathKind, e
 }
 
 func (s *Store) probe(ctx context.Context, path string) (PathKind, error) {
+	_, path = splitPlatform(path)
 	repo, err := repository(path)
 	if err != nil {
 		return PathNothing, err

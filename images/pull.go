@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	iofs "io/fs"
+	"strings"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -58,91 +59,72 @@ func (s *Store) Pull(ctx context.Context, n Name) error {
 	if !n.Valid() {
 		return fmt.Errorf("images: pulling %q: not a name of an image: %w", n, iofs.ErrInvalid)
 	}
-	_, err := flight(ctx, s, "pull "+n.String(), func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, s.pull(ctx, n)
-	})
+	_, err := flight(ctx, s, "pull "+n.String(), func(ctx context.Context) (Change, error) { return s.pull(ctx, n, false) })
 	return err
 }
 
-func (s *Store) pull(ctx context.Context, n Name) (err error) {
+// pull is Pull. With update, n must be here when the answer has come.
+func (s *Store) pull(ctx context.Context, n Name, update bool) (ch Change, err error) {
 	progress := s.pulls.begin(n)
 	defer func() { progress.end(err) }()
+	platform := s.platform
+	if dir, _ := splitPlatform(n.Repo); dir != "" {
+		if platform, err = parsePlatform(strings.ReplaceAll(dir, "-", "/")); err != nil {
+			return Change{}, fmt.Errorf("%v: %w", err, iofs.ErrInvalid)
+		}
+	}
 	ref, err := n.reference()
 	if err != nil {
-		return fmt.Errorf("images: pulling %q: %v: %w", n, err, iofs.ErrInvalid)
+		return Change{}, fmt.Errorf("images: pulling %q: %v: %w", n, err, iofs.ErrInvalid)
 	}
-	res, err := s.client.Resolve(ctx, ref, s.platform)
+	res, err := s.client.Resolve(ctx, ref, platform)
 	if err != nil {
 		if errors.Is(err, iofs.ErrNotExist) {
 			s.rememberMissing(n, err)
 		}
-		return err
+		return Change{}, err
 	}
-	p, err := s.describe(n, res)
+	p, err := describe(res.Manifest, res.Config)
 	if err != nil {
-		return err
+		return Change{}, fmt.Errorf("images: pulling %q: %w", n, err)
 	}
-	for h, data := range map[v1.Hash][]byte{p.top: res.TopRaw, p.digest: res.RawManifest, res.Manifest.Config.Digest: res.RawConfig} {
-		if err := s.cache.PutBlob(h, data); err != nil && !isFull(err) {
-			return err
+	p.top, p.digest, p.repo, p.update = res.Top.Digest, res.Desc.Digest, n.Registry().Repo, update
+	// A removal of the same image, under its last other name, may end before put
+	// begins: then the blobs are gone, and kept again.
+	p.blobs = func() error {
+		for h, data := range map[v1.Hash][]byte{p.top: res.TopRaw, p.digest: res.RawManifest, p.image.Config: res.RawConfig} {
+			if err := s.cache.PutBlob(h, data); err != nil && !isFull(err) {
+				return err
+			}
 		}
+		return nil
+	}
+	if err := p.blobs(); err != nil {
+		return Change{}, err
 	}
 	if err := s.cat.putLayers(&p); err != nil {
-		return err
+		return Change{}, err
 	}
-	im, err := s.newImage(p.digest, p.image)
+	im, err := s.newImage(imageKey{digest: p.digest}, p.image)
 	if err != nil {
-		return err
+		return Change{}, err
 	}
 	if im, err = s.keep(im); err != nil {
-		return err
+		return Change{}, err
 	}
 	progress.bring(im.layers)
 	if _, err := im.open(ctx); err != nil {
 		if errors.Is(err, iofs.ErrNotExist) { // the image is there, though not all of it
-			return fmt.Errorf("images: pulling %q: %v", n, err)
+			return Change{}, fmt.Errorf("images: pulling %q: %v", n, err)
 		}
-		return err
+		return Change{}, err
 	}
 	for _, l := range im.layers {
-		l.from.add(n.Repo)
+		l.from.add(p.repo)
 	}
-	s.mu.Lock()
-	delete(s.negative, n)
-	s.mu.Unlock()
+	s.forgetMissing(n)
 	return s.cat.put(n, p)
 }
-
-// describe turns what a registry said into what the catalogue keeps.
-func (s *Store) describe(n Name, res *fetch.Image) (pulled, error) {
-	p := pulled{top: res.Top.Digest, digest: res.Desc.Digest, repo: n.Repo}
-	p.image = imageRecord{Config: res.Manifest.Config.Digest, Created: res.Config.Created.Time,
-		Platform: res.Config.OS + "/" + res.Config.Architecture}
-	if res.Config.Variant != "" {
-		p.image.Platform += "/" + res.Config.Variant
-	}
-	if len(res.Manifest.Layers) > maxLayers {
-		return p, fmt.Errorf("images: %q has %d layers, the limit is %d: %w", n, len(res.Manifest.Layers), maxLayers, iofs.ErrInvalid)
-	}
-	for i, desc := range res.Manifest.Layers {
-		if (desc.Size == 0) != (desc.Digest == emptyBlob) {
-			return p, fmt.Errorf("images: %q has a layer %s of %d bytes: %w", n, desc.Digest, desc.Size, iofs.ErrInvalid)
-		}
-		p.image.Layers = append(p.image.Layers, imageLayer{Desc: desc})
-		p.diffIDs = append(p.diffIDs, res.Config.RootFS.DiffIDs[i])
-		p.image.Size += desc.Size
-	}
-	if len(p.image.Layers) == 0 { // an image of nothing still has a root directory
-		p.image.Layers = []imageLayer{{Desc: v1.Descriptor{Digest: emptyBlob}}}
-		p.diffIDs = []v1.Hash{emptyBlob}
-	}
-	return p, nil
-}
-
-// Remove takes the name away, durably. The image goes with its last name;
-// readers that have it open go on. The name stays unknown until Pull brings it
-// back. The error is fs.ErrNotExist when n is not here.
-func (s *Store) Remove(n Name) (Change, error) { return Change{}, s.cat.remove(n) }
 
 // Missing returns the error that said, not long ago, that n's registry does not
 // have n; nil when nothing is remembered.
@@ -160,4 +142,10 @@ func (s *Store) rememberMissing(n Name, err error) {
 	defer s.mu.Unlock()
 	shrink(s.negative, func(neg negative) time.Time { return neg.until })
 	s.negative[n] = negative{until: time.Now().Add(negativeTTL), err: err}
+}
+
+func (s *Store) forgetMissing(n Name) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.negative, n)
 }

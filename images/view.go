@@ -7,6 +7,7 @@ import (
 	iofs "io/fs"
 	"maps"
 	"slices"
+	"sync/atomic"
 
 	"github.com/imgfs/imgfs/unionfs"
 )
@@ -16,9 +17,14 @@ import (
 // directory one place only.
 type View struct {
 	seq   uint32
-	name  Name
+	name  atomic.Pointer[Name] // changes when the view is moved
 	image *image
 }
+
+// Name returns the name under which the view is now, or was last.
+func (v *View) Name() Name { return *v.name.Load() }
+
+func (v *View) setName(n Name) { v.name.Store(&n) }
 
 // Entry is what a directory of an image has under one name.
 type Entry struct {
@@ -28,17 +34,12 @@ type Entry struct {
 
 // Root opens the image that is here under n and returns the inode of its root
 // directory. The error is fs.ErrNotExist when none is.
+//
+// n may also be a dangling image or a chain.
 func (s *Store) Root(ctx context.Context, n Name) (Ino, error) {
-	rec, ok, _, err := s.cat.name(n)
+	seq, err := s.cat.viewAt(n)
 	if err != nil {
 		return 0, err
-	}
-	if !ok {
-		return 0, fmt.Errorf("images: opening %q: %w", n, iofs.ErrNotExist)
-	}
-	seq, ok := s.cat.viewOf(n, rec.Image)
-	if !ok {
-		return 0, fmt.Errorf("images: opening %q: the catalogue has no view of it", n)
 	}
 	v, err := s.view(seq)
 	if err != nil {
@@ -60,35 +61,43 @@ func (v *View) root() Ino {
 // view returns the view with this sequence. It stays usable when its name is
 // removed, for those who have its files open.
 func (s *Store) view(seq uint32) (*View, error) {
-	s.mu.Lock()
-	v := s.views[seq]
-	s.mu.Unlock()
-	if v != nil {
-		return v, nil
+	for {
+		s.mu.Lock()
+		v, moves := s.views[seq], s.moves
+		s.mu.Unlock()
+		if v != nil {
+			return v, nil
+		}
+		rec, ok, err := s.cat.view(seq)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			return nil, fmt.Errorf("images: opening view %d: %w", seq, ErrStale)
+		}
+		im, err := s.image(imageKey{rec.Image, rec.Depth})
+		if errors.Is(err, iofs.ErrNotExist) {
+			return nil, fmt.Errorf("images: opening %q: %w", rec.Name, ErrStale)
+		}
+		if err != nil {
+			return nil, err
+		}
+		s.mu.Lock()
+		if s.views == nil {
+			s.mu.Unlock()
+			return nil, iofs.ErrClosed
+		}
+		if s.moves == moves && s.views[seq] == nil { // else it may have another name now
+			v = &View{seq: seq, image: im}
+			v.setName(rec.Name)
+			s.views[seq] = v
+		}
+		v = s.views[seq]
+		s.mu.Unlock()
+		if v != nil {
+			return v, nil
+		}
 	}
-	rec, ok, err := s.cat.view(seq)
-	if err != nil {
-		return nil, err
-	}
-	if !ok {
-		return nil, fmt.Errorf("images: opening view %d: %w", seq, ErrStale)
-	}
-	im, err := s.image(rec.Image)
-	if errors.Is(err, iofs.ErrNotExist) {
-		return nil, fmt.Errorf("images: opening %q: %w", rec.Name, ErrStale)
-	}
-	if err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.views == nil {
-		return nil, iofs.ErrClosed
-	}
-	if s.views[seq] == nil {
-		s.views[seq] = &View{seq: seq, name: rec.Name, image: im}
-	}
-	return s.views[seq], nil
 }
 
 // ErrStale reports an inode number of something that is no longer here.
@@ -103,7 +112,7 @@ func (s *Store) NameOf(dir Ino) (Name, bool) {
 	if err != nil {
 		return Name{}, false
 	}
-	return v.name, true
+	return v.Name(), true
 }
 
 // RootOf returns the name whose image has ino as its root directory, or had it
@@ -117,7 +126,7 @@ func (s *Store) RootOf(ino Ino) (n Name, ok bool) {
 	if err != nil || v.root() != ino {
 		return Name{}, false
 	}
-	return v.name, true
+	return v.Name(), true
 }
 
 // maxRepairs bounds how often one call makes damaged files again.
@@ -170,7 +179,7 @@ func (v *View) ino(ref unionfs.Ref) (Ino, error) {
 	}
 	n := len(v.image.layers)
 	if ref.ID.Index() >= maxDirs(n) {
-		return 0, fmt.Errorf("images: %q: a layer has more than %d directories: %w", v.name, maxDirs(n), iofs.ErrInvalid)
+		return 0, fmt.Errorf("images: %q: a layer has more than %d directories: %w", v.Name(), maxDirs(n), iofs.ErrInvalid)
 	}
 	return dirIno(v.seq, n, ref), nil
 }
@@ -533,7 +542,7 @@ func (s *Store) FileOf(ino Ino) (string, bool) {
 		return "", false
 	}
 	what := "layer " + l.rec.Desc.Digest.String()
-	if names := s.namesOf(l); len(names) > 0 {
+	if names := s.namesOf(func(im *image) bool { return slices.Contains(im.layers, l) }); len(names) > 0 {
 		what = names[0].String() + ", " + what
 	}
 	return what, true

@@ -1,0 +1,163 @@
+package images
+
+import (
+	"errors"
+	"fmt"
+	iofs "io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+)
+
+// errDamaged reports a catalogue that cannot be used.
+var errDamaged = errors.New("damaged")
+
+// blobSource is where manifests and configs are kept.
+type blobSource interface {
+	Blob(v1.Hash) (data []byte, ok bool, err error)
+}
+
+// openCatalog opens or makes the catalogue at path, and migrates an old one.
+// blobs, which may be nil, says what an old one did not.
+//
+// A damaged one is set aside and made anew from the blobs and the journal of
+// names beside it; then damage says so.
+func openCatalog(path string, blobs blobSource) (c *catalog, damage, err error) {
+	lost := missing(path)
+	if !lost {
+		c, err = tryCatalog(path, blobs)
+	}
+	if lost || errors.Is(err, errDamaged) {
+		c, damage, err = replaceCatalog(path, blobs, lost, err)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("images: opening the catalogue %q: %w", path, err)
+	}
+	if err := c.dropRetired(); err != nil {
+		c.close()
+		return nil, nil, fmt.Errorf("images: opening the catalogue %q: %w", path, err)
+	}
+	c.journal = openJournal(journalPath(path))
+	c.journal.rewrite(c)
+	return c, damage, nil
+}
+
+func journalPath(catalog string) string { return filepath.Join(filepath.Dir(catalog), "names.log") }
+
+// missing reports whether there is no catalogue at path, though there was one.
+func missing(path string) bool {
+	st, err := os.Stat(path)
+	if err == nil && st.Size() > 0 || err != nil && !errors.Is(err, iofs.ErrNotExist) {
+		return false
+	}
+	st, err = os.Stat(journalPath(path))
+	return err == nil && st.Size() > 0
+}
+
+func tryCatalog(path string, blobs blobSource) (c *catalog, err error) {
+	// A file that is shorter than it says is a fault in memory where it is mapped.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			c, err = nil, fmt.Errorf("%w: %v", errDamaged, r)
+		}
+	}()
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 5 * time.Second, FreelistType: bbolt.FreelistMapType})
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return nil, errors.New("another process has it open")
+	case errors.Is(err, berrors.ErrVersionMismatch):
+		return nil, errors.New("its database has another version: use a newer imgfs")
+	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum):
+		return nil, fmt.Errorf("%w: %v", errDamaged, err)
+	case err != nil:
+		var pathErr *iofs.PathError
+		var sysErr *os.SyscallError
+		if errors.As(err, &pathErr) || errors.As(err, &sysErr) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("%w: %v", errDamaged, err) // shorter than one page, say
+	}
+	c = &catalog{db: db}
+	if err := c.prepare(path, blobs); err != nil {
+		db.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// prepare checks the version and the structure, makes the buckets of a new
+// catalogue, and migrates an old one.
+func (c *catalog) prepare(path string, blobs blobSource) error {
+	var version uint64
+	err := c.db.View(func(tx *bbolt.Tx) error {
+		if st, err := os.Stat(path); err != nil {
+			return err
+		} else if st.Size() < tx.Size() {
+			return fmt.Errorf("%w: it has %d bytes, and %d are in use", errDamaged, st.Size(), tx.Size())
+		}
+		meta := tx.Bucket(bucketMeta)
+		if meta == nil {
+			if k, _ := tx.Cursor().First(); k != nil {
+				return fmt.Errorf("%w: it has no %s", errDamaged, bucketMeta)
+			}
+			return nil // new
+		}
+		version = counter(meta, "version")
+		var want [][]byte
+		switch version {
+		case 0:
+			return fmt.Errorf("%w: it has no version", errDamaged)
+		case 1:
+			want = bucketsV1
+		case catalogVersion:
+			want = allBuckets
+			var sum totals
+			if err := decode(bucketMeta, totalsKey, meta.Get(totalsKey), &sum); err != nil {
+				return fmt.Errorf("%w: %v", errDamaged, err)
+			}
+		default:
+			return fmt.Errorf("it has version %d, this program knows %d: use a newer imgfs", version, catalogVersion)
+		}
+		for _, name := range want {
+			b := tx.Bucket(name)
+			if b == nil {
+				return fmt.Errorf("%w: it has no %s", errDamaged, name)
+			}
+			b.Cursor().First() // panics when a page on the way is none
+			b.Cursor().Last()
+		}
+		return nil
+	})
+	if err != nil || version == catalogVersion {
+		return err
+	}
+	_, err = c.write(func(t *txn) error {
+		for _, name := range allBuckets {
+			if _, err := t.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		if _, err := t.total(); err != nil {
+			return err
+		}
+		if version == 1 {
+			if err := t.migrate(blobs); err != nil {
+				return fmt.Errorf("migrating it from version 1: %w", err)
+			}
+		}
+		return setCounter(t.Bucket(bucketMeta), "version", catalogVersion)
+	})
+	return err
+}
+
+func (c *catalog) close() error {
+	c.journal.rewrite(c)
+	c.journal.close()
+	return c.db.Close()
+}
