@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -62,6 +63,18 @@ func (l *errorLog) count() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.added
+}
+
+// latest is the reason of an object's last error; ok is false when it had none.
+func (l *errorLog) latest(name string) (reason string, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range slices.Backward(l.list) {
+		if e.Name == name {
+			return e.Reason, true
+		}
+	}
+	return "", false
 }
 
 func (l *errorLog) entries() []errorEntry {

@@ -13,9 +13,6 @@ import (
 // readDir lists what is here, from a snapshot. The entries carry no attributes:
 // those of an image would open it.
 func (s *namespace) readDir(dir images.Ino, off uint64, out *fuse.DirEntryList, plus bool) fuse.Status {
-	if dir == controlIno {
-		return s.f.control.readDir(int(off), out, plus)
-	}
 	path, ok := s.f.store.NodePath(dir)
 	if !ok {
 		return fuse.Status(syscall.ESTALE)

@@ -231,9 +231,6 @@ func (s *namespace) pull(n images.Name, force bool) error {
 }
 
 func (s *namespace) lookup(dir images.Ino, name string, tid uint32, out *fuse.EntryOut) fuse.Status {
-	if st, ok := s.f.control.lookup(dir, name, out); ok {
-		return st
-	}
 	path, ok := s.f.store.NodePath(dir)
 	if !ok {
 		return fuse.Status(syscall.ESTALE)
@@ -393,9 +390,6 @@ func (s *namespace) attr(ino images.Ino, path string, out *fuse.Attr) {
 func (s *namespace) getattr(ino images.Ino, out *fuse.AttrOut) fuse.Status {
 	if ino == transientIno {
 		s.transientAttr(&out.Attr)
-		return fuse.OK
-	}
-	if s.f.control.getattr(ino, out) {
 		return fuse.OK
 	}
 	path, ok := s.f.store.NodePath(ino)

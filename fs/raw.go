@@ -60,7 +60,7 @@ func (f *fileSystem) fill(ino images.Ino, a *images.Attr, out *fuse.Attr) {
 	if mode&syscall.S_IFMT == syscall.S_IFREG {
 		// The expanded size; nothing for directories and links, so that the
 		// difference of two du is what the files differ by.
-		out.Blocks = uint64(a.Size+511) / 512
+		out.Blocks = f.blocks(ino, a.Size)
 		if f.o.AllowOther && !f.o.ExactModes {
 			mode &^= 0o222 // nobody shall map it shared and writable
 		}
@@ -83,7 +83,7 @@ func (f *fileSystem) fillEntry(ino images.Ino, a *images.Attr, final bool, out *
 	out.NodeId = uint64(ino)
 	f.fill(ino, a, &out.Attr)
 	setTimeout(&out.EntryValid, &out.EntryValidNsec, day)
-	setTimeout(&out.AttrValid, &out.AttrValidNsec, f.attrTimeout(final))
+	setTimeout(&out.AttrValid, &out.AttrValidNsec, f.attrTimeout(a, final))
 }
 
 // Lookup finds a name in a directory.
@@ -95,6 +95,12 @@ func (f *fileSystem) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, ou
 	dir := images.Ino(h.NodeId)
 	switch dir.Kind() {
 	case images.KindNode:
+		switch {
+		case f.control.has(dir):
+			return f.control.lookup(dir, name, h.Pid, out)
+		case dir == images.RootIno && name == controlDir:
+			return f.control.self(out)
+		}
 		return f.space.lookup(dir, name, h.Pid, out)
 	case images.KindFile:
 		return fuse.ENOTDIR
@@ -118,12 +124,7 @@ func (f *fileSystem) fail(ino images.Ino, op string, err error, errno syscall.Er
 	if errors.Is(err, images.ErrStale) {
 		return fuse.Status(errno) // its image was removed; nothing is wrong
 	}
-	what := "a layer"
-	if n, ok := f.store.NameOf(ino); ok {
-		what = n.String()
-	} else if n, ok := f.store.FileOf(ino); ok {
-		what = n
-	}
+	what := f.object(ino)
 	if f.errors.add(what, op, errno, err) {
 		f.log.Error(op+" failed", "object", what, "ino", uint64(ino), "err", err)
 	}
@@ -135,6 +136,9 @@ func (f *fileSystem) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.At
 	f.counts[opGetattr].Add(1)
 	ino := images.Ino(in.NodeId)
 	if ino.Kind() == images.KindNode {
+		if f.control.has(ino) {
+			return f.control.getattr(ino, out)
+		}
 		return f.space.getattr(ino, out)
 	}
 	return f.getAttr(ino, out)
@@ -156,15 +160,18 @@ func (f *fileSystem) getAttr(ino images.Ino, out *fuse.AttrOut) fuse.Status {
 		return f.fail(ino, "stat", err, dataErrno(err))
 	}
 	f.fill(ino, &a, &out.Attr)
-	setTimeout(&out.AttrValid, &out.AttrValidNsec, f.attrTimeout(final))
+	setTimeout(&out.AttrValid, &out.AttrValidNsec, f.attrTimeout(&a, final))
 	return fuse.OK
 }
 
 // attrTimeout is how long the kernel may keep attributes. Those of a layer that
 // has not passed whole are asked for again; where the kernel checks permissions
-// it asks at every step of a walk, and is spared that for a second.
-func (f *fileSystem) attrTimeout(final bool) time.Duration {
+// it asks at every step of a walk, and is spared that for a second. How much of a
+// file is cached changes.
+func (f *fileSystem) attrTimeout(a *images.Attr, final bool) time.Duration {
 	switch {
+	case f.o.Du == DuCached && a.Mode&syscall.S_IFMT == syscall.S_IFREG:
+		return 0
 	case final:
 		return day
 	case f.o.AllowOther:
@@ -178,6 +185,9 @@ func (f *fileSystem) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse
 	f.counts[opReadlink].Add(1)
 	ino := images.Ino(h.NodeId)
 	if ino.Kind() == images.KindNode {
+		if f.control.has(ino) {
+			return f.control.readlink(ino)
+		}
 		return f.space.readlink(ino)
 	}
 	target, err := f.store.Readlink(background(), ino)
@@ -219,8 +229,11 @@ func (f *fileSystem) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	p := buf[:min(len(buf), int(in.Size))]
 	switch ino.Kind() {
 	case images.KindNode:
+		if !f.control.has(ino) {
+			return nil, fuse.EISDIR
+		}
 		return f.control.read(ino, p, int64(in.Offset))
-	case images.KindDir:
+	case images.KindDir, images.KindLayer:
 		return nil, fuse.EISDIR
 	}
 	n, err := f.store.ReadAt(background(), ino, p, int64(in.Offset))
@@ -250,10 +263,14 @@ func (f *fileSystem) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.Statf
 func (f *fileSystem) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
 	f.counts[opGetxattr].Add(1)
 	ino := images.Ino(h.NodeId)
-	if strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.") {
+	opaque := layerXattr(ino, name)
+	if hiddenXattr(name) && !opaque {
 		return 0, fuse.ENODATA // overlayfs above us refuses directories on any other answer
 	}
-	if ino.Kind() == images.KindNode || !f.store.CarriesXattr(name) {
+	if ino.Kind() != images.KindNode && strings.HasPrefix(name, factPrefix) {
+		return f.fact(ino, name, dest)
+	}
+	if ino.Kind() == images.KindNode || !opaque && !f.store.CarriesXattr(name) {
 		return 0, fuse.Status(syscall.EOPNOTSUPP)
 	}
 	value, ok, err := f.store.Xattr(background(), ino, name)
@@ -263,10 +280,7 @@ func (f *fileSystem) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, 
 	if !ok {
 		return 0, fuse.ENODATA
 	}
-	if len(dest) < len(value) {
-		return uint32(len(value)), fuse.ERANGE
-	}
-	return uint32(copy(dest, value)), fuse.OK
+	return xattrValue(value, dest)
 }
 
 // ListXAttr lists an inode's extended attributes.
@@ -282,7 +296,7 @@ func (f *fileSystem) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte)
 	}
 	size, n := 0, 0
 	for _, name := range names {
-		if hiddenXattr(name) {
+		if hiddenXattr(name) && !layerXattr(ino, name) || strings.HasPrefix(name, factPrefix) {
 			continue
 		}
 		size += len(name) + 1
@@ -321,6 +335,9 @@ func (f *fileSystem) readDir(in *fuse.ReadIn, out *fuse.DirEntryList, plus bool)
 	dir := images.Ino(in.NodeId)
 	switch dir.Kind() {
 	case images.KindNode:
+		if f.control.has(dir) {
+			return f.control.readDir(dir, in.Offset, out, plus)
+		}
 		return f.space.readDir(dir, in.Offset, out, plus)
 	case images.KindFile:
 		return fuse.ENOTDIR
@@ -374,8 +391,13 @@ func (f *fileSystem) Flush(_ <-chan struct{}, _ *fuse.FlushIn) fuse.Status {
 	return fuse.ENOSYS
 }
 
-// Forget is nothing: nodeids are addresses.
-func (f *fileSystem) Forget(_, _ uint64) { f.counts[opForget].Add(1) }
+// Forget is nothing but for the nodes of .imgfs: nodeids are addresses.
+func (f *fileSystem) Forget(nodeid, lookups uint64) {
+	f.counts[opForget].Add(1)
+	if ino := images.Ino(nodeid); f.control.has(ino) {
+		f.control.forget(ino, lookups)
+	}
+}
 
 // Ioctl answers ENOTTY: python asks every file whether it is a terminal.
 func (f *fileSystem) Ioctl(_ <-chan struct{}, _ *fuse.IoctlIn, _ []byte, _ *fuse.IoctlOut, _ []byte) fuse.Status {

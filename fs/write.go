@@ -78,6 +78,9 @@ func (f *fileSystem) Rmdir(_ <-chan struct{}, h *fuse.InHeader, name string) fus
 	if dir.Kind() != images.KindNode {
 		return fuse.EROFS
 	}
+	if f.control.has(dir) {
+		return f.control.rmdir(dir, name)
+	}
 	return f.space.rmdir(dir, name)
 }
 
