@@ -11,20 +11,28 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
 
-// record is one entry of .imgfs/images.json.
+// record is one entry of .imgfs/images.json. Sizes are bytes; -1 while a layer
+// still arrives.
 type record struct {
-	Repository string    `json:"repository"`
-	Tag        string    `json:"tag"` // "<none>" for an image that is here by its digest alone
+	Repository string    `json:"repository"` // "<none>" for a dangling image
+	Tag        string    `json:"tag"`        // "<none>" for an image that is here by its digest alone, too
+	Dangling   bool      `json:"dangling"`
 	ID         string    `json:"id"`
 	Digest     string    `json:"digest"`   // of what the registry answers: the index's, or the manifest's
 	Manifest   string    `json:"manifest"` // of the manifest for the mount's platform
 	Created    time.Time `json:"created"`
-	Size       int64     `json:"size"`       // bytes, expanded; -1 while a layer still arrives
-	Compressed int64     `json:"compressed"` // bytes in the registry
+	Pulled     time.Time `json:"pulled"`
+	Size       int64     `json:"size"`       // expanded
+	Compressed int64     `json:"compressed"` // in the registry
+	Usage      int64     `json:"usage"`      // expanded, in blocks of 512 bytes
+	Shared     int64     `json:"shared"`     // of size, in layers that another image has too
+	Unique     int64     `json:"unique"`     // the rest of size
+	Cached     int64     `json:"cached"`     // on this disk
+	Layers     int       `json:"layers"`
+	Platform   string    `json:"platform"`
 }
 
 // noTag stands for the tag of an image that has none.
@@ -39,12 +47,26 @@ func (r record) names(mount string, want image) bool {
 	return err == nil && got.path == want.path
 }
 
-// ref is the record's name, as docker pull takes it.
+// ref is the record's name, as docker pull takes it; for a dangling image its ID.
 func (r record) ref() string {
-	if r.Tag == noTag {
+	switch {
+	case r.Dangling:
+		return r.ID
+	case r.Tag == noTag:
 		return r.Repository + "@" + r.Digest
 	}
 	return r.Repository + ":" + r.Tag
+}
+
+// path is where the image is below the mount.
+func (r record) path() string {
+	switch {
+	case r.Dangling:
+		return filepath.Join(control, "dangling", hexOf(r.ID))
+	case r.Tag == noTag:
+		return r.Repository + "/@" + r.Digest
+	}
+	return r.Repository + "/" + r.Tag
 }
 
 // readImages lists the images that are here.
@@ -105,21 +127,4 @@ func reason(mount string, want image, since time.Time) string {
 		return rest
 	}
 	return found
-}
-
-// completeImages offers the names that are here.
-func completeImages(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	mount, err := theMount(cmd)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	records, err := readImages(mount)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var names []cobra.Completion
-	for _, r := range records {
-		names = append(names, r.ref())
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
 }

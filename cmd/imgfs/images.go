@@ -1,37 +1,53 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
-	"path"
+	"maps"
+	"slices"
 	"strings"
-	"text/tabwriter"
-	"text/template"
 	"time"
 
 	"github.com/spf13/cobra"
 )
 
 // row is an image as `docker images` shows it; its fields are those of docker's
-// templates, and some numbers for programs.
+// templates, and some for programs.
 type row struct {
-	Repository   string
-	Tag          string
-	Digest       string
-	ID           string
-	CreatedSince string
-	CreatedAt    string
-	Size         string
+	Repository     string
+	Tag            string
+	Digest         string
+	ID             string
+	CreatedSince   string
+	CreatedAt      string
+	Size           string
+	SharedSize     string
+	UniqueSize     string
+	CompressedSize string
+	CachedSize     string
 
 	Bytes      int64 // expanded; -1 while a layer still arrives
 	Compressed int64 // in the registry
+	Shared     int64 // of Bytes, in layers that another image has too
+	Unique     int64 // the rest of Bytes
+	Cached     int64 // on this disk
+	Platform   string
+}
+
+// imageHeadings are what a table of images calls the fields.
+var imageHeadings = map[string]string{
+	"Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST", "ID": "IMAGE ID",
+	"CreatedSince": "CREATED", "CreatedAt": "CREATED AT", "Size": "SIZE",
+	"SharedSize": "SHARED SIZE", "UniqueSize": "UNIQUE SIZE", "CompressedSize": "COMPRESSED", "CachedSize": "CACHED",
+	"Bytes": "BYTES", "Compressed": "COMPRESSED", "Shared": "SHARED", "Unique": "UNIQUE", "Cached": "CACHED",
+	"Platform": "PLATFORM",
 }
 
 // imagesFlags are the flags of images.
 type imagesFlags struct {
-	quiet, digests, noTrunc bool
-	format                  string
+	all, quiet, digests, noTrunc, verbose bool
+	filters                               []string
+	format                                string
 }
 
 func newImages() *cobra.Command {
@@ -43,36 +59,46 @@ func newImages() *cobra.Command {
 		Long: `List the images that are here: those that were pulled, by 'imgfs pull', by mkdir,
 or by walking to them. NAME may have *, ? and [a-z].
 
+An image that has lost its last name is dangling: <none>. With -a intermediate
+images are shown too: what an image was after each of its layers.
+
+--filter takes dangling=true|false, reference=PATTERN, and before=IMAGE or
+since=IMAGE, for those created before or after it; it may be repeated.
+
 --format takes json, or a Go template with the fields .Repository .Tag .Digest
-.ID .CreatedSince .CreatedAt .Size, and the numbers .Bytes .Compressed;
-a template that begins with "table " gets headings.`,
+.ID .CreatedSince .CreatedAt .Size .SharedSize .UniqueSize .CompressedSize
+.CachedSize .Platform, and the numbers .Bytes .Compressed .Shared .Unique
+.Cached; a template that begins with "table " gets headings.`,
 		Example: `  imgfs images
   imgfs images debian
+  imgfs images -q --filter dangling=true
   imgfs images --format '{{.Repository}}:{{.Tag}} {{.Size}}'`,
 		Args:              takes(0, 1, "NAME[:TAG]"),
-		ValidArgsFunction: completeImages,
+		ValidArgsFunction: completeFirst,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			pattern := ""
 			if len(args) == 1 {
-				pattern = args[0]
+				f.filters = append(f.filters, "reference="+args[0])
 			}
-			return listImages(cmd, f, pattern)
+			return listImages(cmd, f)
 		},
 	}
+	cmd.Flags().BoolVarP(&f.all, "all", "a", false, "show intermediate images too")
 	cmd.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "print image IDs only")
 	cmd.Flags().BoolVar(&f.digests, "digests", false, "show digests")
 	cmd.Flags().BoolVar(&f.noTrunc, "no-trunc", false, "show IDs in full")
+	cmd.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "show compressed, shared, unique and cached sizes")
+	cmd.Flags().StringArrayVar(&f.filters, "filter", nil, "show only what `KEY=VALUE` says")
 	cmd.Flags().StringVar(&f.format, "format", "", "print each image as json, or by a Go `TEMPLATE`")
 	mountFlag(cmd)
 	return cmd
 }
 
-func listImages(cmd *cobra.Command, f imagesFlags, pattern string) error {
-	keep, err := filter(pattern)
+func listImages(cmd *cobra.Command, f imagesFlags) error {
+	wanted, err := parseFilters(f.filters)
 	if err != nil {
 		return err
 	}
-	print, err := f.printer()
+	show, err := f.printer()
 	if err != nil {
 		return err
 	}
@@ -80,55 +106,89 @@ func listImages(cmd *cobra.Command, f imagesFlags, pattern string) error {
 	if err != nil {
 		return err
 	}
+	if err := wanted.resolve(mount); err != nil {
+		return err
+	}
 	records, err := readImages(mount)
 	if err != nil {
 		return err
 	}
-	var rows []row
-	now := time.Now()
-	for _, r := range records {
-		if keep(r) {
-			rows = append(rows, newRow(r, f.noTrunc, now))
+	if f.all {
+		between, err := intermediates(mount, records)
+		if err != nil {
+			return err
 		}
+		records = append(records, between...)
 	}
-	return print(cmd.OutOrStdout(), rows)
+	return show(cmd.OutOrStdout(), f.rows(records, wanted.keep, time.Now()))
 }
 
-// filter is the condition that NAME[:TAG] stands for: a name without a tag means
-// all its tags.
-func filter(pattern string) (func(record) bool, error) {
-	if pattern == "" {
-		return func(record) bool { return true }, nil
+// rows are the lines for the records that keep chooses, in docker's order: the
+// newest first, then by name.
+func (f imagesFlags) rows(records []record, keep func(record) bool, now time.Time) []row {
+	tagged := map[string]bool{}
+	for _, r := range records {
+		if r.Tag != noTag {
+			tagged[r.Repository+"\x00"+r.ID] = true
+			tagged[r.Repository+"\x00"+r.ID+"\x00"+r.Digest] = true
+		}
 	}
-	if _, err := path.Match(pattern, ""); err != nil {
-		return nil, usagef("pattern %q: %v", pattern, err)
+	var chosen []record
+	for _, r := range records {
+		// As docker: an image's name by digest is no line of its own beside a tag.
+		key := r.Repository + "\x00" + r.ID
+		if f.digests {
+			key += "\x00" + r.Digest
+		}
+		if r.Tag == noTag && !r.Dangling && tagged[key] {
+			continue
+		}
+		if keep(r) {
+			chosen = append(chosen, r)
+		}
 	}
-	full := pattern
-	full = strings.TrimPrefix(full, "docker.io/")
-	full = strings.TrimPrefix(full, "library/")
-	return func(r record) bool {
-		repo, _ := path.Match(full, r.Repository)
-		tagged, _ := path.Match(full, r.ref())
-		return repo || tagged
-	}, nil
+	slices.SortStableFunc(chosen, newestFirst)
+	rows := make([]row, len(chosen))
+	for i, r := range chosen {
+		rows[i] = newRow(r, f.noTrunc, now)
+	}
+	return rows
+}
+
+// newestFirst orders images as docker does; images of one time by name, those
+// without a name last.
+func newestFirst(a, b record) int {
+	if c := b.Created.Compare(a.Created); c != 0 {
+		return c
+	}
+	if none := a.Repository == noTag; none != (b.Repository == noTag) {
+		if none {
+			return 1
+		}
+		return -1
+	}
+	if c := strings.Compare(a.Repository, b.Repository); c != 0 {
+		return c
+	}
+	if c := strings.Compare(a.Tag, b.Tag); c != 0 {
+		return c
+	}
+	return strings.Compare(a.ID, b.ID)
 }
 
 func newRow(r record, noTrunc bool, now time.Time) row {
 	out := row{
 		Repository: orNone(r.Repository), Tag: orNone(r.Tag), Digest: orNone(r.Digest), ID: r.ID,
-		CreatedSince: "N/A", CreatedAt: "N/A",
-		Size: humanSize(r.Size), Bytes: r.Size, Compressed: r.Compressed,
+		CreatedSince: createdSince(r.Created, now), CreatedAt: createdAt(r.Created),
+		Size: shortSize(r.Size), SharedSize: shortSize(r.Shared), UniqueSize: shortSize(r.Unique),
+		CompressedSize: shortSize(r.Compressed), CachedSize: shortSize(r.Cached),
+		Bytes: r.Size, Compressed: r.Compressed, Shared: r.Shared, Unique: r.Unique, Cached: r.Cached, Platform: r.Platform,
 	}
-	if r.Size < 0 {
-		out.Size = "N/A"
+	if r.Dangling {
+		out.Digest = noTag
 	}
-	if hex := strings.TrimPrefix(r.ID, "sha256:"); !noTrunc && len(hex) > 12 {
-		out.ID = hex[:12]
-	}
-	// Images made reproducible say 1970, or nothing at all.
-	if !r.Created.IsZero() {
-		out.CreatedSince = humanAge(now.Sub(r.Created)) + " ago"
-		out.CreatedAt = r.Created.Local().Format("2006-01-02 15:04:05 -0700 MST")
+	if !noTrunc {
+		out.ID = shortHex(r.ID)
 	}
 	return out
 }
@@ -138,32 +198,6 @@ func orNone(s string) string {
 		return noTag
 	}
 	return s
-}
-
-// humanAge is a duration in its largest fitting unit, as docker words it.
-func humanAge(d time.Duration) string {
-	const day = 24 * time.Hour
-	for _, u := range []struct {
-		name string
-		size time.Duration
-		from time.Duration
-	}{
-		{"year", 365 * day, 2 * 365 * day},
-		{"month", 30 * day, 60 * day},
-		{"week", 7 * day, 14 * day},
-		{"day", day, 2 * day},
-		{"hour", time.Hour, time.Hour},
-		{"minute", time.Minute, time.Minute},
-	} {
-		if d < u.from {
-			continue
-		}
-		if n := int64(d / u.size); n > 1 {
-			return fmt.Sprintf("%d %ss", n, u.name)
-		}
-		return "1 " + u.name
-	}
-	return "a moment"
 }
 
 // printer is how rows are to be written.
@@ -180,64 +214,17 @@ func (f imagesFlags) printer() (func(io.Writer, []row) error, error) {
 			}
 			return nil
 		}, nil
-	case f.format == "json":
-		return func(w io.Writer, rows []row) error {
-			lines := json.NewEncoder(w)
-			for _, r := range rows {
-				if err := lines.Encode(r); err != nil {
-					return err
-				}
-			}
-			return nil
-		}, nil
-	case f.format != "":
-		return templatePrinter(f.format)
 	}
-	digest := ""
+	table := `{{.Repository}}\t{{.Tag}}\t`
 	if f.digests {
-		digest = "{{.Digest}}\t"
+		table += `{{.Digest}}\t`
 	}
-	return templatePrinter("table {{.Repository}}\t{{.Tag}}\t" + digest + "{{.ID}}\t{{.CreatedSince}}\t{{.Size}}")
-}
-
-// headings are what a table calls the fields.
-var headings = map[string]string{
-	"Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST", "ID": "IMAGE ID",
-	"CreatedSince": "CREATED", "CreatedAt": "CREATED AT", "Size": "SIZE",
-	"Bytes": "BYTES", "Compressed": "COMPRESSED",
-}
-
-// templatePrinter writes a line for each row by a Go template; \t and \n in it
-// may be spelt out, as shells make it hard to type them.
-func templatePrinter(format string) (func(io.Writer, []row) error, error) {
-	text, table := strings.CutPrefix(format, "table ")
-	text = strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(text) + "\n"
-	line, err := template.New("format").Funcs(template.FuncMap{
-		"json": func(v any) (string, error) {
-			out, err := json.Marshal(v)
-			return string(out), err
-		},
-		"lower": strings.ToLower,
-		"upper": strings.ToUpper,
-	}).Parse(text)
-	if err == nil {
-		err = line.Execute(io.Discard, row{})
+	table += `{{.ID}}\t{{.CreatedSince}}\t{{.Size}}`
+	columns := imageHeadings
+	if f.verbose {
+		columns = maps.Clone(columns)
+		columns["SharedSize"], columns["UniqueSize"] = "SHARED", "UNIQUE"
+		table += `\t{{.CompressedSize}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.CachedSize}}`
 	}
-	if err != nil {
-		return nil, usagef("--format %q: %v", format, err)
-	}
-	return func(w io.Writer, rows []row) error {
-		out := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-		if table {
-			if err := line.Execute(out, headings); err != nil {
-				return err
-			}
-		}
-		for _, r := range rows {
-			if err := line.Execute(out, r); err != nil {
-				return err
-			}
-		}
-		return out.Flush()
-	}, nil
+	return rowPrinter[row](f.format, table, columns)
 }

@@ -6,22 +6,6 @@ import (
 	"time"
 )
 
-func TestHumanAge(t *testing.T) {
-	const day = 24 * time.Hour
-	for _, tt := range []struct {
-		d    time.Duration
-		want string
-	}{
-		{-time.Hour, "a moment"}, {0, "a moment"}, {time.Minute, "1 minute"}, {59 * time.Minute, "59 minutes"},
-		{time.Hour, "1 hour"}, {47 * time.Hour, "47 hours"}, {2 * day, "2 days"}, {13 * day, "13 days"},
-		{14 * day, "2 weeks"}, {59 * day, "8 weeks"}, {60 * day, "2 months"}, {729 * day, "24 months"}, {730 * day, "2 years"},
-	} {
-		if got := humanAge(tt.d); got != tt.want {
-			t.Errorf("humanAge(%v) = %q, want %q", tt.d, got, tt.want)
-		}
-	}
-}
-
 var testRecords = []record{
 	{Repository: "debian", Tag: "12", ID: "sha256:" + strings.Repeat("a", 64), Digest: "sha256:" + strings.Repeat("b", 64), Size: 116_800_000, Created: time.Now().Add(-75 * time.Hour)},
 	{Repository: "localhost:5000/team/app", Tag: "v1", ID: "sha256:" + strings.Repeat("c", 64), Size: 10},
@@ -30,7 +14,15 @@ var testRecords = []record{
 
 func print(t *testing.T, f imagesFlags, pattern string) string {
 	t.Helper()
-	keep, err := filter(pattern)
+	if pattern != "" {
+		f.filters = append(f.filters, "reference="+pattern)
+	}
+	return printRecords(t, f, testRecords)
+}
+
+func printRecords(t *testing.T, f imagesFlags, records []record) string {
+	t.Helper()
+	wanted, err := parseFilters(f.filters)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,24 +30,18 @@ func print(t *testing.T, f imagesFlags, pattern string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var rows []row
-	for _, r := range testRecords {
-		if keep(r) {
-			rows = append(rows, newRow(r, f.noTrunc, time.Now()))
-		}
-	}
 	var out strings.Builder
-	if err := show(&out, rows); err != nil {
+	if err := show(&out, f.rows(records, wanted.keep, time.Now())); err != nil {
 		t.Fatal(err)
 	}
 	return out.String()
 }
 
 func TestImagesTable(t *testing.T) {
-	want := `REPOSITORY                TAG      IMAGE ID       CREATED      SIZE
-debian                    12       aaaaaaaaaaaa   3 days ago   116.8MB
-localhost:5000/team/app   v1       cccccccccccc   N/A          10B
-nginx                     <none>   dddddddddddd   N/A          N/A
+	want := `REPOSITORY                TAG       IMAGE ID       CREATED      SIZE
+debian                    12        aaaaaaaaaaaa   3 days ago   117MB
+localhost:5000/team/app   v1        cccccccccccc   N/A          10B
+nginx                     <none>    dddddddddddd   N/A          N/A
 `
 	if got := print(t, imagesFlags{}, ""); got != want {
 		t.Errorf("images:\n%s\nwant\n%s", got, want)
@@ -74,7 +60,7 @@ func TestImagesFormats(t *testing.T) {
 		{imagesFlags{quiet: true}, "docker.io/library/debian:12", "aaaaaaaaaaaa\n"},
 		{imagesFlags{quiet: true}, "localhost:5000/team/*", "cccccccccccc\n"},
 		{imagesFlags{format: `{{.Repository}}:{{.Tag}} {{.Bytes}}`}, "debian", "debian:12 116800000\n"},
-		{imagesFlags{format: `table {{.Tag}}\t{{.ID}}`}, "debian", "TAG   IMAGE ID\n12    aaaaaaaaaaaa\n"},
+		{imagesFlags{format: `table {{.Tag}}\t{{.ID}}`}, "debian", "TAG       IMAGE ID\n12        aaaaaaaaaaaa\n"},
 		{imagesFlags{format: `{{json .Tag}}`}, "debian", "\"12\"\n"},
 		{imagesFlags{digests: true, format: `{{.Digest}}`}, "localhost:5000/team/app:v1", "<none>\n"},
 	} {
@@ -90,8 +76,10 @@ func TestImagesFormats(t *testing.T) {
 			t.Errorf("printer(%+v): no error", f)
 		}
 	}
-	if _, err := filter("[a"); err == nil {
-		t.Error("filter([a): no error")
+	for _, text := range []string{"reference=[a", "dangling=maybe", "label=x", "dangling", "before="} {
+		if _, err := parseFilters([]string{text}); err == nil {
+			t.Errorf("parseFilters(%s): no error", text)
+		}
 	}
 }
 

@@ -132,6 +132,7 @@ func newRoot(args []string) *cobra.Command {
 	root.SetVersionTemplate("imgfs {{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.AddCommand(newMount(args), newUmount(), newPull(), newImages(), newVersion())
+	root.AddCommand(newRm(), newTag(), newPrune(), newDf(), newHistory(), newInspect(), newLayers())
 	root.SetHelpCommand(newHelp())
 	root.InitDefaultVersionFlag()
 	root.InitDefaultCompletionCmd()

@@ -85,17 +85,3 @@ func (s *size) String() string { return s.text }
 
 // Type names the value in help texts.
 func (s *size) Type() string { return "SIZE" }
-
-// humanSize is n bytes as docker prints them: four significant digits, powers
-// of 1000.
-func humanSize(n int64) string {
-	v := float64(n)
-	for _, unit := range []string{"B", "kB", "MB", "GB", "TB"} {
-		// 999.95 would print as 1000.
-		if v < 999.95 {
-			return strconv.FormatFloat(v, 'g', 4, 64) + unit
-		}
-		v /= 1000
-	}
-	return strconv.FormatFloat(v, 'g', 4, 64) + "PB"
-}

@@ -46,17 +46,3 @@ func TestParseSize(t *testing.T) {
 		}
 	}
 }
-
-func TestHumanSize(t *testing.T) {
-	for _, tt := range []struct {
-		n    int64
-		want string
-	}{
-		{0, "0B"}, {1, "1B"}, {999, "999B"}, {1000, "1kB"}, {1234, "1.234kB"},
-		{116_800_000, "116.8MB"}, {999_949_000, "999.9MB"}, {999_960_000, "1GB"}, {1_500_000_000, "1.5GB"}, {2e15, "2PB"},
-	} {
-		if got := humanSize(tt.n); got != tt.want {
-			t.Errorf("humanSize(%d) = %q, want %q", tt.n, got, tt.want)
-		}
-	}
-}
