@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	iofs "io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +26,7 @@ type config struct {
 	pull      string
 	platform  string
 	verify    string
+	du        string
 	modes     string
 	allow     []string
 	deny      []string
@@ -36,6 +38,7 @@ type config struct {
 	dev        bool
 	suid       bool
 
+	http       string
 	logLevel   string
 	logFile    string
 	demo       bool
@@ -50,6 +53,7 @@ func (c *config) keys() *pflag.FlagSet {
 	f.StringVar(&c.pull, "pull", "missing", "when to pull an image: `missing|never` (as soon as its path is walked, or only by mkdir and imgfs pull)")
 	f.StringVar(&c.platform, "platform", "", "show images for `OS/ARCH[/VARIANT]` (default: this machine's)")
 	f.StringVar(&c.verify, "verify", "on", "when to check content against its digest: `on|strict` (when it is fetched, or at every read too)")
+	f.StringVar(&c.du, "du", "expanded", "what du counts: `expanded|cached` (the size of files, or what of them is on this disk)")
 	f.StringSliceVar(&c.allow, "registry-allow", nil, "ask only registries that match `GLOB`; may be repeated")
 	f.StringSliceVar(&c.deny, "registry-deny", nil, "never ask registries that match `GLOB`; may be repeated")
 	f.StringVar(&c.certsDir, "certs-dir", "/etc/containerd/certs.d", "mirrors and certificates, laid out as containerd's certs.d, in `DIR`")
@@ -59,6 +63,7 @@ func (c *config) keys() *pflag.FlagSet {
 	f.BoolVar(&c.dev, "dev", false, "let device files work")
 	f.BoolVar(&c.suid, "suid", false, "let set-user-ID programs work")
 	f.DurationVar(&c.timeout, "timeout", time.Minute, "the longest that a read waits for a registry without progress")
+	f.StringVar(&c.http, "http", "", "answer GET /metrics, /status and /healthz on `ADDR`, as localhost:9469 (default: nowhere)")
 	f.StringVar(&c.logLevel, "log-level", "info", "what to log: `debug|info|warn|error`")
 	f.StringVar(&c.logFile, "log-file", "", "write the log to `FILE` (default: imgfs.log in the cache directory; stderr with -f)")
 	f.BoolVar(&c.demo, "demo", false, "serve a small image from a registry inside the process: no Internet needed")
@@ -73,6 +78,7 @@ func (c *config) check() error {
 	}{
 		{"pull", c.pull, []string{"missing", "never"}},
 		{"verify", c.verify, []string{"on", "strict"}},
+		{"du", c.du, []string{"expanded", "cached"}},
 		{"modes", c.modes, []string{"safe", "exact"}},
 		{"log-level", c.logLevel, []string{"debug", "info", "warn", "error"}},
 	} {
@@ -83,16 +89,27 @@ func (c *config) check() error {
 	if c.timeout <= 0 {
 		return usagef("--timeout %v: must be more than nothing", c.timeout)
 	}
-	if c.platform != "" {
-		parts := strings.Split(c.platform, "/")
-		if len(parts) < 2 || len(parts) > 3 || slices.Contains(parts, "") {
-			return usagef("--platform %q: must be os/arch or os/arch/variant, as linux/arm64/v8", c.platform)
+	if err := checkPlatform(c.platform); err != nil {
+		return err
+	}
+	if c.http != "" {
+		if _, port, err := net.SplitHostPort(c.http); err != nil || port == "" {
+			return usagef("--http %q: must be HOST:PORT, as localhost:9469, or :PORT for all addresses", c.http)
 		}
 	}
 	for _, glob := range slices.Concat(c.allow, c.deny) {
 		if _, err := filepath.Match(glob, ""); err != nil {
 			return usagef("registry pattern %q: %v", glob, err)
 		}
+	}
+	return nil
+}
+
+// checkPlatform says what is wrong with --platform; nothing is when it is empty.
+func checkPlatform(platform string) error {
+	parts := strings.Split(platform, "/")
+	if platform != "" && (len(parts) < 2 || len(parts) > 3 || slices.Contains(parts, "")) {
+		return usagef("--platform %q: must be os/arch or os/arch/variant, as linux/arm64/v8", platform)
 	}
 	return nil
 }

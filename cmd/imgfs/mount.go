@@ -73,7 +73,7 @@ func newMount(args []string) *cobra.Command {
 	}
 	for flag, words := range map[string][]string{
 		"pull": {"missing", "never"}, "verify": {"on", "strict"},
-		"modes": {"safe", "exact"}, "log-level": {"debug", "info", "warn", "error"},
+		"du": {"expanded", "cached"}, "modes": {"safe", "exact"}, "log-level": {"debug", "info", "warn", "error"},
 	} {
 		if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 			panic(err)

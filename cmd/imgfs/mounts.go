@@ -21,6 +21,9 @@ const fsType = "fuse.imgfs"
 // control is the directory of control files at the root of a mount.
 const control = ".imgfs"
 
+// errNoMount reports that there is no mount, and that none was asked for.
+var errNoMount = errors.New("imgfs is not mounted; mount it with 'imgfs mount DIR'")
+
 // mountFlag gives cmd the flag by which one of several mounts is chosen.
 func mountFlag(cmd *cobra.Command) {
 	cmd.Flags().String("mount", "", "the mount to use, by its `DIR` (default: $IMGFS_MOUNT, or the only one)")
@@ -58,7 +61,7 @@ func theMount(cmd *cobra.Command) (string, error) {
 	}
 	switch len(dirs) {
 	case 0:
-		return "", errors.New("imgfs is not mounted; mount it with 'imgfs mount DIR'")
+		return "", errNoMount
 	case 1:
 		return dirs[0], nil
 	}

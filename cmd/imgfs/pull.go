@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"time"
@@ -13,21 +15,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// pullFlags are the flags of pull.
+type pullFlags struct {
+	all, quiet bool
+	platform   string
+}
+
 func newPull() *cobra.Command {
-	var all bool
+	var f pullFlags
 	cmd := &cobra.Command{
 		Use:   "pull [flags] NAME…",
-		Short: "Bring images here",
-		Long: `Bring images here, as 'mkdir -p' of their directories does. NAME is what docker
-pull takes, or a path below the mount. Only what is needed to list the image is
-fetched now, its files when they are read; with --all every file is fetched too.
+		Short: "Bring images here, or up to date",
+		Long: `Bring images here, as 'mkdir' of their directories does. NAME is what docker pull
+takes, or a path below the mount. Only what is needed to list the image is fetched
+now, its files when they are read; with --all every file is fetched too.
 
-An image that is here stays as it is, even if its tag has moved in the registry.`,
+For an image that is here the registry is asked again, as 'touch' of its directory
+does: if the tag has moved, the directory shows the new image.
+
+Each layer is shown with its method: here already (another image has it), lazy (it
+stays in its registry and is read by ranges), or streaming (it has no index, and
+arrives whole; its files can be read meanwhile). The command waits for those that
+stream; an interrupt ends the waiting alone.`,
 		Example: `  imgfs pull debian:12
+  imgfs pull --platform linux/arm64 debian:12
   imgfs pull --all localhost:5000/team/app:v1`,
 		Args:              takes(1, math.MaxInt, "NAME"),
 		ValidArgsFunction: completeImages,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkPlatform(f.platform); err != nil {
+				return err
+			}
 			mount, err := theMount(cmd)
 			if err != nil {
 				return err
@@ -37,47 +55,126 @@ An image that is here stays as it is, even if its tag has moved in the registry.
 				if wanted[i], err = parseImage(mount, arg); err != nil {
 					return err
 				}
+				wanted[i] = wanted[i].on(f.platform)
 			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
+			defer stop()
 			var failed error
 			for _, want := range wanted {
-				err := pull(cmd, mount, want)
-				if err == nil && all {
+				err := pull(ctx, cmd, mount, want, f.quiet)
+				if err == nil && f.all {
 					err = readAll(cmd, mount, want)
 				}
 				failed = errors.Join(failed, err)
+				if ctx.Err() != nil {
+					break
+				}
 			}
 			return failed
 		},
 	}
-	cmd.Flags().BoolVar(&all, "all", false, "fetch every file, so that nothing is left in the registry")
+	cmd.Flags().BoolVar(&f.all, "all", false, "fetch every file, so that nothing is left in the registry")
+	cmd.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "print the name alone")
+	cmd.Flags().StringVar(&f.platform, "platform", "", "the image for `OS/ARCH[/VARIANT]` (default: the mount's), below .imgfs/platforms")
 	mountFlag(cmd)
 	return cmd
 }
 
-// pull makes the image's directory, which is what pulls it.
-func pull(cmd *cobra.Command, mount string, want image) error {
+// on is the image for another platform than the mount's; for the empty string it
+// is the image itself.
+func (i image) on(platform string) image {
+	if platform != "" {
+		i.path = control + "/platforms/" + strings.ReplaceAll(platform, "/", "-") + "/" + i.path
+	}
+	return i
+}
+
+// pull brings the image here, shows how its layers come, and waits for them. The
+// end of ctx ends the waiting.
+func pull(ctx context.Context, cmd *cobra.Command, mount string, want image, quiet bool) error {
 	out := cmd.OutOrStdout()
-	_, before := findImage(mount, want)
-	fmt.Fprintf(out, "%s: Pulling\n", want.ref)
+	before := digestOf(mount, want)
+	show := newPullShow(cmd, mount, want, quiet)
+	if !quiet {
+		fmt.Fprintf(out, "%s: Pulling\n", want.ref)
+	}
 	// The server's clock is ours; its times may be rounded to the second.
 	start := time.Now().Add(-time.Second)
-	if err := makeAll(mount, want.path); err != nil {
+	show.since = start
+	called := make(chan error, 1)
+	// The call cannot be interrupted; the end of this process leaves it behind, and
+	// the pull goes on in the server.
+	go func() { called <- bring(mount, want.path) }()
+	err, waited := show.until(ctx, called)
+	if !waited {
+		show.end()
+		return fmt.Errorf("%q: interrupted; the pull goes on in the background, see 'imgfs events'", want.ref)
+	}
+	if err != nil {
+		show.end()
 		if why := reason(mount, want, start); why != "" {
 			return fmt.Errorf("%q: %s", want.ref, why)
 		}
 		return fmt.Errorf("%q: %s", want.ref, errnoText(err))
 	}
-	r, ok := findImage(mount, want)
-	if !ok {
+	after := digestOf(mount, want)
+	if after == "" {
+		show.end()
 		return fmt.Errorf("%q: there is a directory of that name now, but no image: the registry knows no such tag", want.ref)
 	}
-	fmt.Fprintf(out, "Digest: %s\n", r.Digest)
-	status := "Downloaded newer image for"
-	if before {
-		status = "Image is up to date for"
+	arriving, failures := show.arrive(ctx)
+	show.end()
+	if quiet {
+		fmt.Fprintln(out, want.ref)
+	} else {
+		if text := show.reused(); text != "" {
+			fmt.Fprintln(out, text)
+		}
+		status := "Downloaded newer image for"
+		if before == after {
+			status = "Image is up to date for"
+		}
+		fmt.Fprintf(out, "Digest: %s\nStatus: %s %s\n", after, status, want.ref)
 	}
-	fmt.Fprintf(out, "Status: %s %s\n", status, want.ref)
+	if arriving > 0 {
+		return fmt.Errorf("%q: interrupted; it can be used, while %s in the background", want.ref, count(arriving, "layer arrives", "layers arrive"))
+	}
+	if failures != "" {
+		return fmt.Errorf("%q: %s", want.ref, failures)
+	}
 	return nil
+}
+
+// digestOf is the digest of the image that a name stands for: of what its registry
+// answered; "" when none is here.
+func digestOf(mount string, want image) string {
+	text, err := os.ReadFile(filepath.Join(mount, control, "meta", want.path, "digest"))
+	if err != nil {
+		r, _ := findImage(mount, want)
+		return r.Digest
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// bring makes path below mount, which pulls the image, or touches it when it is
+// here, which asks its registry again.
+func bring(mount, path string) error {
+	err := unix.Mkdir(filepath.Join(mount, path), 0o755)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EEXIST):
+		return touch(filepath.Join(mount, path))
+	case errors.Is(err, unix.ENOENT):
+		return makeAll(mount, path)
+	}
+	return err
+}
+
+// touch sets a directory's time to now, which is to ask the registry again.
+func touch(path string) error {
+	now := []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_NOW}}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, path, now, 0)
 }
 
 // makeAll makes path below mount, in one call: the server then knows which image

@@ -47,6 +47,15 @@ func serve(c *config, logTo io.Writer, ready func(lines []string) error) (err er
 		}
 	}()
 
+	api, err := newAPI(c.dir, store, log)
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	if err := api.listen(c); err != nil {
+		return err
+	}
+
 	// Signals count from before the mount: one that comes while it is made takes
 	// it away again.
 	signals := make(chan os.Signal, 4)
@@ -56,11 +65,13 @@ func serve(c *config, logTo io.Writer, ready func(lines []string) error) (err er
 	server, err := fs.Mount(c.dir, store, fs.Options{
 		Pull: c.pull, AllowOther: c.allowOther, Dev: c.dev, Suid: c.suid,
 		ExactModes: c.modes == "exact",
-		FsName:     c.fsName, Log: log,
+		Du:         c.du, FsName: c.fsName, Log: log,
+		Socket: api.socket, Metrics: api.metrics.write,
 	})
 	if err != nil {
 		return explain(err)
 	}
+	api.server.Store(server)
 	log.Info("mounted", "dir", c.dir, "cache", c.cacheDir, "version", version(), "pid", os.Getpid())
 	if first != "" {
 		if err := makeAll(c.dir, first); err != nil {
