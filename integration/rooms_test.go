@@ -41,6 +41,7 @@ var heavy = []struct {
 	{"github.com/klauspost/compress/", []string{"fetch"}},
 	{"github.com/google/go-containerregistry/pkg/registry", []string{"cmd/imgfs"}},
 	{"github.com/google/go-containerregistry/pkg/v1/remote", []string{"fetch", "cmd/imgfs"}},
+	{"github.com/spf13/cobra/doc", []string{"cmd/imgfs/man.go"}},
 	{"github.com/spf13/", []string{"cmd/imgfs"}},
 	{"github.com/vbauerster/mpb/", []string{"cmd/imgfs"}},
 	{"github.com/coreos/go-systemd/", []string{"cmd/imgfs"}},
