@@ -87,13 +87,14 @@ func printDifference(w io.Writer, d difference) error {
 // treeOf is the directory that an argument of diff means: that of an image, a
 // layer or a chain. It pulls nothing.
 func treeOf(mount, text string) (string, error) {
-	// A path says it itself.
-	if filepath.IsAbs(text) {
-		if rel, err := filepath.Rel(mount, filepath.Clean(text)); err == nil && strings.HasPrefix(rel, control+"/") {
-			return filepath.Clean(text), nil
+	hex := hexOf(text)
+	if rel, ok := controlPath(mount, text); ok {
+		// One of an image of .imgfs is resolve's.
+		if kind, name, _ := strings.Cut(strings.TrimPrefix(rel, control+"/"), "/"); kind == "layers" || kind == "chains" {
+			hex = name
 		}
 	}
-	if hex := strings.TrimPrefix(text, "sha256:"); isHex(hex) && len(hex) == 64 {
+	if len(hex) == 64 && idForm.MatchString(hex) {
 		for _, kind := range []string{"layers", "chains"} {
 			dir := filepath.Join(mount, control, kind, hex)
 			if _, err := os.Lstat(dir); err == nil {
@@ -101,17 +102,12 @@ func treeOf(mount, text string) (string, error) {
 			}
 		}
 	}
-	want, err := parseImage(mount, text)
+	img, err := resolve(mount, text)
 	if err != nil {
 		return "", err
 	}
-	if _, err := imageLayers(mount, want.path); err != nil {
-		return "", fmt.Errorf("%q: %w", want.ref, err)
-	}
-	return filepath.Join(mount, want.path), nil
+	return filepath.Join(mount, img.name.path), nil
 }
-
-func isHex(s string) bool { return s != "" && strings.Trim(s, "0123456789abcdef") == "" }
 
 // diffTrees are the differences of what is at and below a path in two directory
 // trees, sorted by path. No file is read.
@@ -190,7 +186,7 @@ func (d *differ) compare(a, b entry) (bool, error) {
 		}
 		changed = changed || inner
 	}
-	if changed {
+	if changed && b.path != "/" {
 		d.add("C", b.path)
 	}
 	return changed, nil

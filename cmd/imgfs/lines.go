@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -15,18 +14,11 @@ func linePrinter[T any](format string, plain func(io.Writer, T) error) (func(io.
 	case "":
 		return plain, nil
 	case "json":
-		return func(w io.Writer, row T) error { return json.NewEncoder(w).Encode(row) }, nil
+		return func(w io.Writer, row T) error { return printJSON(w, []T{row}) }, nil
 	}
 	// Shells make it hard to type a tab or a newline.
 	text := strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(format) + "\n"
-	line, err := template.New("format").Funcs(template.FuncMap{
-		"json": func(v any) (string, error) {
-			out, err := json.Marshal(v)
-			return string(out), err
-		},
-		"lower": strings.ToLower,
-		"upper": strings.ToUpper,
-	}).Parse(text)
+	line, err := template.New("format").Funcs(templateFuncs).Parse(text)
 	if err == nil {
 		var zero T
 		err = line.Execute(io.Discard, zero)

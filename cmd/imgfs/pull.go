@@ -127,12 +127,12 @@ func pull(ctx context.Context, cmd *cobra.Command, mount string, want image, qui
 	if quiet {
 		fmt.Fprintln(out, want.ref)
 	} else {
-		if text := show.reused(); text != "" {
-			fmt.Fprintln(out, text)
-		}
-		status := "Downloaded newer image for"
-		if before == after {
-			status = "Image is up to date for"
+		status := "Image is up to date for"
+		if before != after {
+			status = "Downloaded newer image for"
+			if text := show.reused(); text != "" {
+				fmt.Fprintln(out, text)
+			}
 		}
 		fmt.Fprintf(out, "Digest: %s\nStatus: %s %s\n", after, status, want.ref)
 	}
@@ -148,10 +148,9 @@ func pull(ctx context.Context, cmd *cobra.Command, mount string, want image, qui
 // digestOf is the digest of the image that a name stands for: of what its registry
 // answered; "" when none is here.
 func digestOf(mount string, want image) string {
-	text, err := os.ReadFile(filepath.Join(mount, control, "meta", want.path, "digest"))
+	text, err := os.ReadFile(metaPath(mount, want.path, "digest"))
 	if err != nil {
-		r, _ := findImage(mount, want)
-		return r.Digest
+		return ""
 	}
 	return strings.TrimSpace(string(text))
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -146,7 +147,7 @@ func (s *pullShow) arrive(ctx context.Context) (arriving int, failures string) {
 // when there is none.
 func (s *pullShow) look() bool {
 	var pulls []pullState
-	if readControl(s.mount, "pulls.json", &pulls) != nil {
+	if readJSON(filepath.Join(s.mount, control, "pulls.json"), &pulls) != nil {
 		return false
 	}
 	var ours *pullState

@@ -153,7 +153,7 @@ func statusOf(dir string) mountStatus {
 
 func askStatus(dir string) mountStatus {
 	s := mountStatus{Mount: dir}
-	if err := readControl(dir, "stats.json", &s.mountStats); err != nil {
+	if err := readJSON(filepath.Join(dir, control, "stats.json"), &s.mountStats); err != nil {
 		s.Health = cause(err).Error()
 		if errors.Is(err, unix.ENOTCONN) {
 			s.Health = deadHealth
@@ -162,7 +162,7 @@ func askStatus(dir string) mountStatus {
 	}
 	s.Alive, s.Health = true, healthy
 	s.Uptime = int64(time.Since(s.Started).Seconds())
-	if err := readControl(dir, "df.json", &s.Images); err != nil {
+	if err := readJSON(filepath.Join(dir, control, "df.json"), &s.Images); err != nil {
 		s.Health = fmt.Sprintf("the sizes cannot be read: %v", cause(err))
 	}
 	if problems, err := readProblems(dir); err == nil && len(problems) > 0 {
@@ -194,15 +194,6 @@ func askServer(dir string) (serverStatus, error) {
 		return serverStatus{}, errors.New("no answer")
 	}
 	return said, nil
-}
-
-// readControl reads a file of .imgfs that holds JSON.
-func readControl(mount, name string, into any) error {
-	text, err := os.ReadFile(filepath.Join(mount, control, name))
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(text, into)
 }
 
 func printStatus(w io.Writer, s mountStatus) error {

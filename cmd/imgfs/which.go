@@ -54,13 +54,13 @@ its end is not. Nothing is fetched for it.
 			if err != nil {
 				return err
 			}
-			want, err := parseImage(mount, args[0])
+			img, err := resolve(mount, args[0])
 			if err != nil {
 				return err
 			}
-			o, err := originOf(mount, want.path, args[1])
+			o, err := originOf(mount, img.name.path, args[1])
 			if err != nil {
-				return fmt.Errorf("%q: %q: %w", want.ref, args[1], err)
+				return fmt.Errorf("%q: %q: %w", img.name.ref, args[1], err)
 			}
 			return print(cmd.OutOrStdout(), o)
 		},
@@ -96,9 +96,8 @@ func inside(root, path string) (*os.File, error) {
 
 // originOf is where path of the image below mount comes from.
 func originOf(mount, image, path string) (origin, error) {
-	// First, because a walk to an image that is not here would pull it.
-	layers, err := imageLayers(mount, image)
-	if err != nil {
+	var layers []layer
+	if err := readMeta(mount, image, "layers.json", &layers); err != nil {
 		return origin{}, err
 	}
 	root := filepath.Join(mount, image)
@@ -146,33 +145,12 @@ func originOf(mount, image, path string) (origin, error) {
 	return o, nil
 }
 
-// imageLayer is an element of meta/…/layers.json.
-type imageLayer struct {
-	Key     string `json:"key"`
-	Digest  string `json:"digest"`
-	Command string `json:"command"`
-}
-
-// imageLayers are the layers of an image, lowest first.
-func imageLayers(mount, image string) ([]imageLayer, error) {
-	var layers []imageLayer
-	err := readControl(mount, filepath.Join("meta", image, "layers.json"), &layers)
-	if errors.Is(err, unix.ENOENT) {
-		return nil, errors.New("no such image here; bring it with 'imgfs pull'")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("its layers: %w", cause(err))
-	}
-	return layers, nil
-}
-
 // layerWithInode is the digest of the topmost layer that has the inode under path,
 // which is the same number in the image and in the layer alone.
-func layerWithInode(mount string, layers []imageLayer, path string, ino uint64) string {
+func layerWithInode(mount string, layers []layer, path string, ino uint64) string {
 	for i := len(layers) - 1; i >= 0; i-- {
-		_, hex, _ := strings.Cut(layers[i].Key, ":")
 		var st unix.Stat_t
-		if unix.Lstat(filepath.Join(mount, control, "layers", hex, path), &st) == nil && st.Ino == ino {
+		if unix.Lstat(filepath.Join(mount, control, "layers", hexOf(layers[i].Key), path), &st) == nil && st.Ino == ino {
 			return layers[i].Digest
 		}
 	}
