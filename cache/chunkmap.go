@@ -108,6 +108,24 @@ func (p *Pack) present(first, n uint32) bool {
 	return true
 }
 
+// countBits is how many of chunks [first, first+n) are visible.
+func (p *Pack) countBits(first, n uint32) (here uint32) {
+	end := uint64(first) + uint64(n)
+	for at := uint64(first); at < end; {
+		in := at % chunksPerPage
+		pg := p.bits.at(int(at / chunksPerPage))
+		if pg == nil {
+			at += chunksPerPage - in
+			continue
+		}
+		k := min(64-in%64, end-at, chunksPerPage-in)
+		mask := (^uint64(0) >> (64 - k)) << (in % 64)
+		here += uint32(bits.OnesCount64(pg.live[in/64].Load() & mask))
+		at += k
+	}
+	return here
+}
+
 // setBits makes chunks [first, first+n) visible. The caller holds p.mu.
 func (p *Pack) setBits(first, n uint32) {
 	for at := first; at < first+n; at++ {

@@ -301,6 +301,10 @@ func (p *Pack) closeLocked() {
 // moment after.
 func (p *Pack) Has(first, n uint32) bool { return p.present(first, n) }
 
+// Count is how many of the n chunks from first are here. They may be evicted the
+// moment after.
+func (p *Pack) Count(first, n uint32) uint32 { return p.countBits(first, n) }
+
 // Stored is what the pack occupies on disk, in bytes.
 func (p *Pack) Stored() int64 { return p.stored.Load() }
 

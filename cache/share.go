@@ -136,6 +136,17 @@ func (c *Cache) ReadShared(digest [32]byte, b []byte, off int64) (ok bool, err e
 	return ok && c.packEpoch(r.pack) == r.epoch, err
 }
 
+// HasShared reports whether some pack has the content with this digest, of size
+// bytes, whole. It may be evicted the moment after.
+func (c *Cache) HasShared(digest [32]byte, size int64) bool {
+	var r place
+	if !c.table.find(digest, &r) || r.size != size {
+		return false
+	}
+	p, epoch := c.lookup(r.pack)
+	return p != nil && epoch == r.epoch && p.present(r.first, r.chunks)
+}
+
 // VerifyContent reads a content from the pack and reports whether it is all here
 // and hashes to digest.
 func (p *Pack) VerifyContent(digest [32]byte, l Location) (bool, error) {

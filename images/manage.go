@@ -157,14 +157,6 @@ func (s *Store) DropLayer(ctx context.Context, layer v1.Hash) (int64, error) {
 	return 0, errors.ErrUnsupported
 }
 
-func (s *Store) Fact(ctx context.Context, ino Ino, name string) (value string, ok bool, err error) {
-	return "", false, errors.ErrUnsupported
-}
-
-func (s *Store) CachedBytes(ctx context.Context, ino Ino) (int64, error) {
-	return 0, errors.ErrUnsupported
-}
-
 // Finding is something that Check found.
 type Finding struct {
 	Kind     string // "blob", "index", "tree", "pack", "catalogue"
