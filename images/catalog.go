@@ -164,6 +164,7 @@ type effects struct {
 	spare  map[v1.Hash]bool // the same for layers that only dangling images use
 	moved  map[uint32]Name  // views that have another name now
 	orphan []v1.Hash        // blobs that nothing refers to any more
+	stacks [][]v1.Hash      // layers of images that are gone, lowest first
 }
 
 // read calls f in a reading transaction. Damage that bbolt answers with a panic

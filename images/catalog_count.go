@@ -256,6 +256,11 @@ func (t *txn) deleteImage(digest v1.Hash) error {
 	sum.Images--
 	e := &t.effects
 	e.orphan = append(e.orphan, digest)
+	keys := make([]v1.Hash, len(rec.Layers))
+	for i, l := range rec.Layers {
+		keys[i] = l.Key
+	}
+	e.stacks = append(e.stacks, keys)
 	if t.first(bucketIDs, []byte(rec.Config.Hex+"\x00")) == nil {
 		e.Deleted = append(e.Deleted, rec.Config)
 		e.orphan = append(e.orphan, rec.Config)

@@ -268,6 +268,9 @@ func (s *Store) catalogApplied(e *effects) {
 			s.log.Warn("removing a blob", "digest", h.String(), "err", err)
 		}
 	}
+	for _, stack := range e.stacks {
+		s.dropTrees(stack)
+	}
 }
 
 // settleCatalog brings the store and its catalogue together when they are opened:

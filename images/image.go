@@ -205,9 +205,11 @@ func (im *image) openTree(indexes []*unionfs.Index) (*unionfs.Tree, error) {
 	write := func(f *os.File) error { return unionfs.Merge(f, indexes) }
 	err = im.s.cache.Install(cache.Tree, key, write)
 	if err == nil {
-		return unionfs.OpenTree(path, indexes)
-	}
-	if !isFull(err) {
+		// Gone again: an image with the same layers was removed at this moment.
+		if tree, err = unionfs.OpenTree(path, indexes); !errors.Is(err, iofs.ErrNotExist) {
+			return tree, err
+		}
+	} else if !isFull(err) {
 		return nil, fmt.Errorf("images: merging the layers of %s: %w", im.digest, err)
 	}
 	path, done, err := inMemory(write)
@@ -222,9 +224,17 @@ func (im *image) openTree(indexes []*unionfs.Index) (*unionfs.Tree, error) {
 // known by, not of diffIDs as a chain ID is: two blobs with one diffID have two
 // indexes, with numbers of their own.
 func (im *image) treeKey() v1.Hash {
-	chain := make([]byte, 0, 72*len(im.rec.Layers))
-	for _, l := range im.layers {
-		chain = append(append(chain, l.key().String()...), ' ')
+	stack := make([]v1.Hash, len(im.layers))
+	for i, l := range im.layers {
+		stack[i] = l.key()
+	}
+	return treeKey(stack)
+}
+
+func treeKey(stack []v1.Hash) v1.Hash {
+	chain := make([]byte, 0, 72*len(stack))
+	for _, key := range stack {
+		chain = append(append(chain, key.String()...), ' ')
 	}
 	return sha256Hash(chain)
 }

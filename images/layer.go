@@ -8,6 +8,7 @@ import (
 	iofs "io/fs"
 	"os"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -26,6 +27,9 @@ type layer struct {
 	rec   layerRecord
 	from  *sources
 	wrong atomic.Bool // a pass has brought what the layer is not
+
+	dropMu  sync.Mutex // held while files of it are removed or put back; before Store.mu
+	dropped bool       // no image used it, and what this disk had of it was removed; dropMu
 
 	why    atomic.Pointer[string] // why it is streamed, if it is
 	failed atomic.Pointer[string] // why the last attempt to open it failed; nil when it did not
@@ -310,8 +314,10 @@ func (l *layer) settle(st *layerState) (err error) {
 		return err
 	}
 	st.replaced = st.builder.Replaced()
-	_, err = l.compile(st.builder, st.pass.Format())
-	return err
+	if _, err = l.compile(st.builder, st.pass.Format()); err != nil {
+		return err
+	}
+	return l.arrived()
 }
 
 // damaged is told of a layer whose index turned out to be damaged: its next use

@@ -153,10 +153,6 @@ type Chain struct {
 // CatalogReads counts the records that were read from the catalogue since Open.
 func (s *Store) CatalogReads() int64 { return s.cat.reads.Load() }
 
-func (s *Store) DropLayer(ctx context.Context, layer v1.Hash) (int64, error) {
-	return 0, errors.ErrUnsupported
-}
-
 // Finding is something that Check found.
 type Finding struct {
 	Kind     string // "blob", "index", "tree", "pack", "catalogue"

@@ -123,7 +123,15 @@ func (s *Store) pull(ctx context.Context, n Name, update bool) (ch Change, err e
 		l.from.add(p.repo)
 	}
 	s.forgetMissing(n)
-	return s.cat.put(n, p)
+	if ch, err = s.cat.put(n, p); err != nil {
+		return ch, err
+	}
+	for _, l := range im.layers {
+		if err := l.reuse(); err != nil {
+			s.log.Warn("a layer index is not kept", "layer", l.key().String(), "err", err)
+		}
+	}
+	return ch, nil
 }
 
 // Missing returns the error that said, not long ago, that n's registry does not

@@ -39,7 +39,7 @@ func newHub(t *testing.T) *hub {
 	h.Store = s
 	t.Cleanup(func() {
 		h.Clear()
-		if err := s.Close(); err != nil {
+		if err := h.Store.Close(); err != nil {
 			t.Errorf("Close: %v", err)
 		}
 	})

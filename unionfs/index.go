@@ -3,6 +3,7 @@ package unionfs
 import (
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"strings"
 )
 
@@ -44,6 +45,22 @@ func Open(path string) (*Index, error) {
 		return nil, s.damaged
 	}
 	return x, nil
+}
+
+// WriteTo writes the whole file to w, after checking it.
+func (x *Index) WriteTo(w io.Writer) (int64, error) {
+	if err := x.Verify(); err != nil {
+		return 0, err
+	}
+	ok := true
+	n, err := func() (int, error) {
+		defer faultGuard(&ok)()
+		return w.Write(x.s.data)
+	}()
+	if !ok {
+		err = x.s.damaged
+	}
+	return int64(n), err
 }
 
 // readMeta fills x from the header, and reports whether header and sections agree.

@@ -76,6 +76,17 @@ func (t *Tree) ForgetPages() { t.s.forget() }
 // Verify checks the whole file against its checksums.
 func (t *Tree) Verify() error { return t.s.verify() }
 
+// VerifyTree checks the whole file at path as Verify does, without its layers. The
+// error is ErrDamaged, or that of the operating system.
+func VerifyTree(path string) error {
+	s, err := openSections(path, treeMagic, treeVersion)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	return s.verify()
+}
+
 // Root is the root directory.
 func (t *Tree) Root() Ref { return Ref{len(t.layers) - 1, RootID} }
 
