@@ -313,6 +313,64 @@ func TestIDs(t *testing.T) {
 	}
 }
 
+// A beginning that several IDs have is none of them, and says so.
+func TestAmbiguousID(t *testing.T) {
+	w := newWorld(t, Options{})
+	l := layer(t, file("a", "a"))
+	byDigit := map[byte]string{}
+	for i := 0; ; i++ {
+		tag := fmt.Sprintf("app:%d", i)
+		id := hexOf(t, w.pushBuilt(tag, []string{fmt.Sprintf("I=%d", i)}, ran("x", l)).ConfigName)
+		w.list(w.path("app", fmt.Sprint(i)))
+		other, again := byDigit[id[0]]
+		if !again {
+			byDigit[id[0]] = id
+			continue
+		}
+		_, err := os.Readlink(w.ctl("ids", id[:1]))
+		w.wantErr("readlink of an ambiguous ID", err, syscall.ENOENT)
+		w.wantErr("rmdir of an ambiguous ID", syscall.Rmdir(w.ctl("ids", id[:1])), syscall.ENOENT)
+		if got := w.read(w.ctl("errors")); !strings.Contains(got, "ambiguous") || !strings.Contains(got, id) || !strings.Contains(got, other) {
+			t.Errorf("errors = %q, want both IDs", got)
+		}
+		if got := w.list(w.ctl("ids")); len(got) != i+1 {
+			t.Errorf("%d IDs are left of %d", len(got), i+1)
+		}
+		return
+	}
+}
+
+// Listing what is dangling does not read what is not, and a big directory is
+// listed once.
+func TestListingCost(t *testing.T) {
+	w := newWorld(t, Options{})
+	l := layer(t, file("a", "a"))
+	const n = 150
+	for i := range n {
+		w.pushBuilt(fmt.Sprintf("app:%d", i), []string{fmt.Sprintf("I=%d", i)}, ran("x", l))
+		w.list(w.path("app", fmt.Sprint(i)))
+	}
+	reads := func(dir string, want int) int64 {
+		t.Helper()
+		before := w.stats().Catalogue.Reads
+		if got := w.list(w.ctl(dir)); len(got) != want {
+			t.Errorf("%s has %d names, want %d", dir, len(got), want)
+		}
+		return w.stats().Catalogue.Reads - before
+	}
+	if got := reads("dangling", 0); got > 10 {
+		t.Errorf("listing no dangling image made %d reads", got)
+	}
+	if got := reads("ids", n); got > 2*n {
+		t.Errorf("listing %d IDs made %d reads", n, got)
+	}
+	before := w.stats()
+	w.read(w.ctl("df.json"))
+	if got := w.stats().Catalogue.Reads - before.Catalogue.Reads; got > 10 {
+		t.Errorf("df.json made %d reads", got)
+	}
+}
+
 func TestLayersAndChains(t *testing.T) {
 	w, _, _, old := builtWorld(t, Options{})
 	var layers []layerJSON

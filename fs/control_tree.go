@@ -104,11 +104,8 @@ func (c *control) ids() *folder {
 			return item{link: "../../" + n.Repo + "/" + n.Tag}, nil
 		},
 		list: func() ([]listed, error) {
-			infos, err := c.f.store.List()
-			if err != nil {
-				return nil, err
-			}
-			return hexes(infos, func(i images.Info) v1.Hash { return i.ID }, syscall.S_IFLNK), nil
+			ids, err := c.f.store.IDs()
+			return hexes(ids, func(id v1.Hash) v1.Hash { return id }, syscall.S_IFLNK), err
 		},
 		remove: func(name string) error {
 			if !idRE.MatchString(name) {
@@ -210,12 +207,8 @@ func (c *control) dangling() *folder {
 }
 
 func (c *control) danglingNames() ([]listed, error) {
-	infos, err := c.f.store.List()
-	if err != nil {
-		return nil, err
-	}
-	infos = slices.DeleteFunc(infos, func(i images.Info) bool { return !i.Dangling })
-	return hexes(infos, func(i images.Info) v1.Hash { return i.ID }, syscall.S_IFDIR), nil
+	ids, err := c.f.store.Dangling()
+	return hexes(ids, func(id v1.Hash) v1.Hash { return id }, syscall.S_IFDIR), err
 }
 
 // layers are the layers alone, in the form that overlayfs takes.

@@ -55,6 +55,35 @@ func (s *Store) List() (list []Info, err error) {
 	return list, err
 }
 
+// IDs returns the IDs of all images that are here, and Dangling those of the
+// images that no name stands for, both sorted.
+func (s *Store) IDs() (ids []v1.Hash, err error) {
+	err = s.cat.read(func(t *txn) error {
+		return t.scan(bucketIDs, nil, func(k, _ []byte) error {
+			hex, _, _ := bytes.Cut(k, []byte{0})
+			if n := len(ids); n == 0 || ids[n-1].Hex != string(hex) {
+				ids = append(ids, v1.Hash{Algorithm: "sha256", Hex: string(hex)})
+			}
+			return nil
+		})
+	})
+	return ids, err
+}
+
+// Dangling is described at IDs. Its cost grows with what it returns.
+func (s *Store) Dangling() (ids []v1.Hash, err error) {
+	err = s.cat.read(func(t *txn) error {
+		return t.scan(bucketDangling, nil, func(k, _ []byte) error {
+			var im imageRecord
+			err := t.must(bucketImages, k, &im)
+			ids = append(ids, im.Config)
+			return err
+		})
+	})
+	slices.SortFunc(ids, func(a, b v1.Hash) int { return strings.Compare(a.Hex, b.Hex) })
+	return slices.Compact(ids), err
+}
+
 // Image returns the Info of one name. n may also be {".imgfs/dangling", ID}. The
 // error is fs.ErrNotExist when it is not here.
 func (s *Store) Image(n Name) (info Info, err error) {
