@@ -65,6 +65,18 @@ func (c *Cache) StoredOf(h v1.Hash) int64 {
 	return 0
 }
 
+// PackNames lists the layers that have a pack, in no order. Unlike Packs it does
+// not wait until they have been counted.
+func (c *Cache) PackNames() []v1.Hash {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	names := make([]v1.Hash, 0, len(c.packs))
+	for k := range c.packs {
+		names = append(names, k.hash())
+	}
+	return names
+}
+
 // ClearPack forgets everything that the pack h has, and returns how many bytes
 // became free. Its readers miss from then on. One that nobody has open is
 // removed.

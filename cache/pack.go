@@ -408,6 +408,13 @@ func (p *Pack) Drop(first, n uint32) error {
 	return nil
 }
 
+// Layout is the layout of what the pack has.
+func (p *Pack) Layout() [32]byte {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.layout
+}
+
 // SetLayout tells which layout the chunk numbers and offsets that follow are of.
 // What the pack has of another layout (the layer was compiled differently then)
 // is dropped. Call it before anything else; a caller that never does has the

@@ -318,6 +318,9 @@ func (s *Store) settleCatalog() error {
 			f(key)
 		}
 	}
+	if err := s.idlePacks(); err != nil {
+		return err
+	}
 	keys, err := s.cat.keys(bucketArriving)
 	if err != nil || len(keys) == 0 {
 		return err

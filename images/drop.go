@@ -103,3 +103,16 @@ func (s *Store) dropTrees(stack []v1.Hash) {
 		}
 	}
 }
+
+// idlePacks marks the packs of layers that are not here: readers of layers that
+// were dropped have left them.
+func (s *Store) idlePacks() error {
+	return s.cat.read(func(t *txn) error {
+		for _, key := range s.cache.PackNames() {
+			if t.get(bucketHere, hashKey(key)) == nil {
+				s.cache.SetIdle(key, true)
+			}
+		}
+		return nil
+	})
+}

@@ -116,6 +116,11 @@ func TestDropLayer(t *testing.T) {
 	if used := h.cache.IdleUsed(); used == 0 {
 		t.Error("what the reader brought back is not idle")
 	}
+	// Its pack is idle after a restart too, which is the end for the reader.
+	h.reopen()
+	if used := h.cache.IdleUsed(); used == 0 || used != h.Usage().Used {
+		t.Errorf("%d of %d bytes are idle after a restart, want all", used, h.Usage().Used)
+	}
 	// It comes back, and stays after a restart without being asked for again.
 	root = h.root(n)
 	for name, ino := range inos {

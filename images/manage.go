@@ -152,18 +152,3 @@ type Chain struct {
 
 // CatalogReads counts the records that were read from the catalogue since Open.
 func (s *Store) CatalogReads() int64 { return s.cat.reads.Load() }
-
-// Finding is something that Check found.
-type Finding struct {
-	Kind     string // "blob", "index", "tree", "pack", "catalogue"
-	Object   string // its digest, or its name
-	Problem  string
-	Repaired bool
-}
-
-// Checked counts what Check looked at.
-type Checked struct{ Blobs, Indexes, Trees, Packs, Chunks, Names int }
-
-func (s *Store) Check(ctx context.Context, repair bool, report func(Finding)) (Checked, error) {
-	return Checked{}, errors.ErrUnsupported
-}
