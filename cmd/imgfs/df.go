@@ -66,9 +66,10 @@ func newDf() *cobra.Command {
 		Use:   "df [flags]",
 		Short: "Show what images take",
 		Long: `Show what images and layers take, as 'docker system df' does. A layer counts once,
-however many images have it. Images is what they hold, whether or not it was
-fetched; Cache is what of it is on this disk. What is reclaimable goes with
-'imgfs prune'.
+however many images have it. Images is what they hold, fetched or not; Layers what
+of it a registry would send; Cache what of it is on this disk; Shared what is in
+layers of several images, Unique the rest. ACTIVE are images with a name, and
+layers that images use. What is reclaimable goes with 'imgfs prune'.
 
 With -v, by image and by layer. --format takes json, or a Go template with the
 fields .Type .TotalCount .Active .Size .Reclaimable.`,
@@ -108,11 +109,11 @@ fields .Type .TotalCount .Active .Size .Reclaimable.`,
 
 func (t totals) rows() []dfRow {
 	return []dfRow{
-		{"Images", strconv.Itoa(t.Images), strconv.Itoa(t.Images - t.Dangling), humanSize(t.Expanded), partOf(t.Reclaimable, t.Expanded)},
-		{"Layers", strconv.Itoa(t.Layers + t.Idle), strconv.Itoa(t.Layers), humanSize(t.Compressed), ""},
+		{"Images", strconv.Itoa(t.Images), strconv.Itoa(t.Tagged), humanSize(t.Expanded), partOf(t.Reclaimable, t.Expanded)},
+		{"Layers", strconv.Itoa(t.Layers + t.Idle), strconv.Itoa(t.Layers), humanSize(t.Compressed), "-"},
+		{"Cache", strconv.Itoa(t.Layers + t.Idle), strconv.Itoa(t.Layers), humanSize(t.Cached), partOf(t.ReclaimableCached, t.Cached)},
 		{"Shared", "", "", humanSize(t.Shared), ""},
 		{"Unique", "", "", humanSize(t.Unique), ""},
-		{"Cache", "", "", humanSize(t.Cached), partOf(t.ReclaimableCached, t.Cached)},
 	}
 }
 

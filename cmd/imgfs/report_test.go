@@ -126,16 +126,16 @@ func TestTotalsRows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := totals{Images: 6, Dangling: 1, Layers: 9, Idle: 2, Expanded: 1e9, Compressed: 4e8, Shared: 3e8, Unique: 7e8, Cached: 2e6, Reclaimable: 1e8, ReclaimableCached: 1e6}
+	all := totals{Images: 6, Tagged: 5, Dangling: 1, Layers: 9, Idle: 2, Expanded: 1e9, Compressed: 4e8, Shared: 3e8, Unique: 7e8, Cached: 2e6, Reclaimable: 1e8, ReclaimableCached: 1e6}
 	if err := show(&out, all.rows()); err != nil {
 		t.Fatal(err)
 	}
 	want := `TYPE      TOTAL     ACTIVE    SIZE      RECLAIMABLE
 Images    6         5         1GB       100MB (10%)
-Layers    11        9         400MB     
+Layers    11        9         400MB     -
+Cache     11        9         2MB       1MB (50%)
 Shared                        300MB     
 Unique                        700MB     
-Cache                         2MB       1MB (50%)
 `
 	if out.String() != want {
 		t.Errorf("df:\n%s\nwant\n%s", &out, want)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -164,14 +165,18 @@ func whatWent(mount string, f found, before []image) []string {
 			untagged = append(untagged, n.ref)
 		}
 	}
-	// The name that was asked for comes first.
-	slices.SortStableFunc(untagged, func(a, b string) int {
-		if a == f.name.ref {
-			return -1
-		} else if b == f.name.ref {
-			return 1
+	// With the last tag of a repository its digest goes there, as docker says.
+	for _, ref := range untagged {
+		byDigest := repositoryOf(ref) + "@" + f.Digest
+		if f.Digest != "" && !slices.Contains(untagged, byDigest) &&
+			!slices.ContainsFunc(left, func(n image) bool { return repositoryOf(n.ref) == repositoryOf(ref) }) {
+			untagged = append(untagged, byDigest)
 		}
-		return 0
+	}
+	// The name that was asked for comes first, and a repository's digests last.
+	slices.SortStableFunc(untagged, func(a, b string) int {
+		return cmp.Or(rank(b == f.name.ref, a == f.name.ref), strings.Compare(repositoryOf(a), repositoryOf(b)),
+			rank(strings.Contains(a, "@"), strings.Contains(b, "@")), strings.Compare(a, b))
 	})
 	var lines []string
 	for _, ref := range untagged {
@@ -181,6 +186,28 @@ func whatWent(mount string, f found, before []image) []string {
 		lines = append(lines, "Deleted: "+f.ID)
 	}
 	return lines
+}
+
+// rank orders false before true.
+func rank(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
+
+// repositoryOf is a name without its tag or digest.
+func repositoryOf(ref string) string {
+	if repo, _, ok := strings.Cut(ref, "@"); ok {
+		return repo
+	}
+	if i := strings.LastIndex(ref, ":"); i > strings.LastIndex(ref, "/") {
+		return ref[:i]
+	}
+	return ref
 }
 
 // namesLeft are the names that the image with this ID has now, if it is here.

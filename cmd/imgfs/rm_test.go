@@ -40,11 +40,20 @@ func TestRemoveName(t *testing.T) {
 	if got != want {
 		t.Errorf("the last name:\n%s\nwant\n%s", got, want)
 	}
-	if _, _, err := remove(m, false, "redis"); err != nil {
+	// Of a tag the registry's digest goes, too, though it is no name of its own.
+	hex := hexOf(id("a4fe14ff1981"))
+	if err := os.RemoveAll(filepath.Join(m.dir, ".imgfs/ids", hex)); err != nil {
+		t.Fatal(err)
+	}
+	out, _, err := remove(m, false, "redis")
+	if err != nil || out != "Untagged: redis:latest\nUntagged: redis@"+id("d2")+"\nDeleted: "+id("a4fe14ff1981")+"\n" {
+		t.Errorf("rm redis = %q, %v", out, err)
+	}
+	if _, _, err := remove(m, false, "mongo:3.2"); err != nil {
 		t.Error(err)
 	}
-	if _, err := os.Stat(filepath.Join(m.dir, "redis/latest")); !os.IsNotExist(err) {
-		t.Errorf("redis/latest: %v, want it gone", err)
+	if _, err := os.Stat(filepath.Join(m.dir, "mongo/3.2")); !os.IsNotExist(err) {
+		t.Errorf("mongo/3.2: %v, want it gone", err)
 	}
 }
 
@@ -172,6 +181,17 @@ func TestImageAt(t *testing.T) {
 	} {
 		if got := u.imageAt(rel); got != want {
 			t.Errorf("imageAt(%q) = %q, want %q", rel, got, want)
+		}
+	}
+}
+
+func TestRepositoryOf(t *testing.T) {
+	for ref, want := range map[string]string{
+		"ubuntu:18.04": "ubuntu", "localhost:5000/a/b:v": "localhost:5000/a/b", "localhost:5000/a": "localhost:5000/a",
+		"ubuntu@sha256:1": "ubuntu", "localhost:5000/a@sha256:1": "localhost:5000/a",
+	} {
+		if got := repositoryOf(ref); got != want {
+			t.Errorf("repositoryOf(%q) = %q, want %q", ref, got, want)
 		}
 	}
 }
