@@ -56,12 +56,14 @@ type folder struct {
 	still  bool                    // what it lists does not change
 }
 
-// nodeKey is what has one number: a name in a directory, as one type. A name may
-// become another thing, and the kernel must not see a number change its type.
+// nodeKey is what has one number: a name in a directory, as one type, and as a
+// link to one target. A name may become another thing, and the kernel, which keeps
+// what a link says, must not see a number change its type or its target.
 type nodeKey struct {
 	dir  images.Ino
 	name string
 	mode uint32
+	link string
 }
 
 type controlNode struct {
@@ -192,7 +194,7 @@ func (c *control) lookup(dir images.Ino, name string, tid uint32, out *fuse.Entr
 	if x.image != nil {
 		return c.imageEntry(d, name, x, out)
 	}
-	ino := c.hold(nodeKey{dir, name, x.mode()}, x)
+	ino := c.hold(nodeKey{dir, name, x.mode(), x.link}, x)
 	if x.file != nil {
 		if err := c.render(ino, x); err != nil {
 			c.forget(ino, 1)

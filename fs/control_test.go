@@ -261,6 +261,21 @@ func TestIDs(t *testing.T) {
 			t.Errorf("readlink %s = %q, %v, want %q", id, got, err, target)
 		}
 	}
+	// The kernel keeps what links say; a link that says something else is another.
+	for _, do := range []struct {
+		change func() error
+		first  string
+	}{
+		{func() error { return os.Symlink("1", w.path("app", "0")) }, "0"},
+		{func() error { return syscall.Rmdir(w.path("app", "0")) }, "1"},
+	} {
+		if err := do.change(); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.Readlink(w.ctl("ids", appID)); got != "../../"+w.host+"/app/"+do.first || err != nil {
+			t.Errorf("readlink of an ID = %q, %v, want the name %s", got, err, do.first)
+		}
+	}
 	if got := w.read(w.ctl("ids", appID[:12], "made")); len(got) != 1000 {
 		t.Errorf("read through an ID = %d bytes", len(got))
 	}

@@ -101,8 +101,21 @@ func resolveControl(mount, arg, rel string) (found, error) {
 	return found{}, usagef("%q: not a path to an image, as %s/debian/12 is", arg, mount)
 }
 
+// errMoved reports that the first name of an image stands for another by now.
+var errMoved = errors.New("its names are being changed; try again")
+
 // resolveID finds an image by its ID or the beginning of it.
-func resolveID(mount, id string) (found, error) {
+func resolveID(mount, id string) (f found, err error) {
+	for range 5 {
+		if f, err = readID(mount, id); err != errMoved {
+			return f, err
+		}
+	}
+	return found{}, fmt.Errorf("%q: %w", id, err)
+}
+
+// readID follows the link of an ID.
+func readID(mount, id string) (found, error) {
 	hex := strings.TrimPrefix(id, "sha256:")
 	start := time.Now().Add(-time.Second)
 	dir := filepath.Join(control, "ids")
@@ -118,8 +131,8 @@ func resolveID(mount, id string) (found, error) {
 	}
 	path := filepath.Join(dir, target)
 	r, err := recordAt(mount, path)
-	if errors.Is(err, unix.ENOENT) {
-		return found{}, notHere{id}
+	if errors.Is(err, unix.ENOENT) || err == nil && !strings.HasPrefix(hexOf(r.ID), hex) {
+		return found{}, errMoved // since the link was read
 	}
 	return found{record: r, name: imageOf(path), byID: true}, err
 }
