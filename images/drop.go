@@ -51,6 +51,9 @@ func (l *layer) discard() (freed int64, err error) {
 	if err := c.Remove(cache.Index, key); err != nil {
 		return 0, err
 	}
+	l.s.mu.Lock()
+	delete(l.s.formats, key)
+	l.s.mu.Unlock()
 	n, err := c.ClearPack(key)
 	// What its readers bring back is of no use to others.
 	c.SetIdle(key, true)

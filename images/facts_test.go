@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"github.com/imgfs/imgfs/cache"
+	"github.com/imgfs/imgfs/fetch/registrytest"
 )
 
 // lazyLayer is an eStargz layer with chunks of 64 KiB.
@@ -208,5 +209,73 @@ func (h *hub) remove(blobs ...v1.Hash) {
 		if err := h.cache.Remove(cache.Blob, b); err != nil {
 			h.t.Fatal(err)
 		}
+	}
+}
+
+// TestDetailsDangling describes an image that has no name any more, and whose
+// manifest is asked for where its layers were.
+func TestDetailsDangling(t *testing.T) {
+	h := newHub(t)
+	ctx := context.Background()
+	n := h.name("app", "v1")
+	img := h.push("app", "v1", gzipLayer(t, file("old", "1")))
+	h.root(n)
+	h.push("app", "v1", gzipLayer(t, file("new", "2")))
+	if _, err := h.Update(ctx, n); err != nil {
+		t.Fatal(err)
+	}
+	id, _ := img.ConfigName()
+	digest, _ := img.Digest()
+	raw, _ := img.RawManifest()
+	h.remove(digest, id)
+	dangling := Name{DanglingDir, id.Hex}
+	d, err := h.Details(ctx, dangling)
+	if err != nil || !bytes.Equal(d.RawManifest, raw) || len(d.Names) != 0 || !d.Dangling {
+		t.Fatalf("Details of a dangling image = %+v, %v", d, err)
+	}
+	root, err := h.Root(ctx, dangling)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := h.facts(root); got["image"] != "<none>" || got["id"] != id.String() || got["size"] != "1" {
+		t.Errorf("facts of a dangling image are %v", got)
+	}
+	h.remove(digest, id)
+	h.Add(&registrytest.Fault{Status: 404})
+	if _, err := h.Details(ctx, dangling); err == nil {
+		t.Error("Details of an image whose manifest is nowhere succeeds")
+	}
+}
+
+// TestErrorFact breaks a layer, and reads why.
+func TestErrorFact(t *testing.T) {
+	h := newHub(t)
+	ctx := context.Background()
+	l := gzipLayer(t, file("first", "1"), file("rest", noise(4<<20)))
+	h.push("app", "v1", l)
+	stall := &registrytest.Fault{Path: digestOf(t, l).String(), Stall: 1 << 20}
+	h.Add(stall)
+	root := h.root(h.name("app", "v1"))
+	first := h.lookup(root, "first")
+	if _, ok, err := h.Fact(ctx, first, "error"); ok || err != nil {
+		t.Errorf("an error before there is one: %v, %v", ok, err)
+	}
+	h.Clear()
+	h.Add(&registrytest.Fault{Path: digestOf(t, l).String(), Status: 404})
+	stall.Release()
+	lay, err := h.layer(first.seq())
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := lay.state.Load()
+	lay.stop() // as a broken connection that cannot be resumed
+	<-st.settled
+	for _, ino := range []Ino{root, first} {
+		if v, ok, err := h.Fact(ctx, ino, "error"); !ok || v == "" || err != nil {
+			t.Errorf("Fact(error) = %q, %v, %v", v, ok, err)
+		}
+	}
+	if li, ok, err := h.Layer(digestOf(t, l)); !ok || err != nil || li.Err == "" || li.State != stateClosed {
+		t.Errorf("Layer = %+v, %v, %v", li, ok, err)
 	}
 }

@@ -261,6 +261,7 @@ func (l *layer) adopt(idx *unionfs.Index) (*layerState, error) {
 func (l *layer) stream(why string) (*layerState, error) {
 	l.s.log.Info("layer is streamed", "layer", l.rec.Desc.Digest.String(), "why", why)
 	l.why.Store(&why)
+	l.failed.Store(nil)
 	b, err := unionfs.NewBuilder(l.s.scratchDir())
 	if err != nil {
 		return nil, err

@@ -227,6 +227,9 @@ func (s *Store) reposOf(n Name, digest v1.Hash, rec imageRecord) (repos []name.R
 		}
 	}
 	for _, n := range append([]Name{n}, s.cat.names(digest)...) {
+		if n.special() { // no registry has it under this name
+			continue
+		}
 		if ref, err := n.reference(); err == nil {
 			add(ref.Context())
 		}

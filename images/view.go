@@ -531,10 +531,10 @@ func (s *Store) CarriesXattr(name string) bool {
 	return carried
 }
 
-// FileOf describes where a file is from, for messages: its layer, and an image
+// FileOf describes where a file, or a directory of a layer alone, is from, for messages: its layer, and an image
 // that has it.
 func (s *Store) FileOf(ino Ino) (string, bool) {
-	if ino.Kind() != KindFile {
+	if ino.Kind() != KindFile && ino.Kind() != KindLayer {
 		return "", false
 	}
 	l, err := s.layer(ino.seq())
