@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	iofs "io/fs"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -166,6 +167,21 @@ func (c *control) forget(ino images.Ino, lookups uint64) {
 	}
 }
 
+// drop has the kernel forget what it knows below an image that is shown in a
+// directory of .imgfs; false when n is not one.
+func (c *control) drop(n images.Name) bool {
+	if n.Repo != images.DanglingDir && n.Repo != images.ChainsDir {
+		return false
+	}
+	c.mu.Lock()
+	d := c.names[nodeKey{controlIno, strings.TrimPrefix(n.Repo, controlDir+"/"), syscall.S_IFDIR}]
+	c.mu.Unlock()
+	if d != nil { // else the kernel knows nothing there
+		c.f.notify.entry(uint64(d.ino), n.Tag)
+	}
+	return true
+}
+
 // self answers a LOOKUP of .imgfs.
 func (c *control) self(out *fuse.EntryOut) fuse.Status {
 	out.NodeId = uint64(controlIno)
@@ -228,7 +244,7 @@ func (c *control) imageEntry(d *controlNode, name string, x item, out *fuse.Entr
 func (c *control) refused(d *controlNode, name, op string, err error) fuse.Status {
 	errno := errnoOf(err)
 	if err != iofs.ErrNotExist {
-		object := c.path(d) + "/" + name
+		object := strings.TrimSuffix(c.path(d)+"/"+name, "/")
 		if c.f.errors.add(object, op, errno, err) && !errors.Is(err, iofs.ErrNotExist) {
 			c.f.log.Warn(op+" failed", "object", object, "errno", errno.Error(), "err", err)
 		}

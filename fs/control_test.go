@@ -598,6 +598,56 @@ func TestPlatforms(t *testing.T) {
 	}
 }
 
+// The same image for another platform.
+func TestOtherPlatform(t *testing.T) {
+	w := newWorld(t, Options{})
+	var adds []mutate.IndexAddendum
+	for _, arch := range []string{"amd64", "arm64", "s390x"} {
+		img := w.pushBuilt("parts:"+arch, []string{"ARCH=" + arch}, ran("x", layer(t, file("arch", arch))))
+		adds = append(adds, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: arch}}})
+	}
+	ref, err := name.ParseReference(w.host + "/app:1")
+	if err == nil {
+		err = remote.WriteIndex(ref, mutate.AppendManifests(empty.Index, adds...))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, arch := range []string{"arm64", "s390x"} {
+		dir := w.ctl("platforms", "linux-"+arch, w.host, "app", "1")
+		if got := w.read(filepath.Join(dir, "arch")); got != arch {
+			t.Errorf("read below linux-%s = %q", arch, got)
+		}
+		if got := w.read(w.ctl("meta/.imgfs/platforms/linux-"+arch, w.host, "app/1/env")); got != "ARCH="+arch+"\n" {
+			t.Errorf("env below linux-%s = %q", arch, got)
+		}
+	}
+	if got := w.list(w.ctl("platforms")); !slices.Equal(got, []string{"linux-arm64", "linux-s390x"}) {
+		t.Errorf("platforms = %q", got)
+	}
+	if got := w.list(w.ctl("platforms", "linux-arm64", w.host, "app")); !slices.Equal(got, []string{"1"}) {
+		t.Errorf("list = %q", got)
+	}
+	if got := w.list(w.ctl("meta")); len(got) != 0 {
+		t.Errorf("meta = %q", got)
+	}
+	for _, id := range w.list(w.ctl("ids")) {
+		if got := w.read(w.ctl("ids", id, "arch")); got != "arm64" && got != "s390x" {
+			t.Errorf("read through an ID = %q", got)
+		}
+	}
+	if err := syscall.Rmdir(w.ctl("platforms", "linux-arm64", w.host, "app", "1")); err != nil {
+		t.Error(err)
+	}
+	if got := w.list(w.ctl("platforms")); !slices.Equal(got, []string{"linux-s390x"}) {
+		t.Errorf("platforms = %q", got)
+	}
+	w.restart()
+	if got := w.read(w.ctl("platforms", "linux-s390x", w.host, "app", "1", "arch")); got != "s390x" {
+		t.Errorf("read after a restart = %q", got)
+	}
+}
+
 // ls -laR of all of it works, and ends.
 func TestControlWalk(t *testing.T) {
 	w, _, _, _ := builtWorld(t, Options{Socket: "/run/imgfs.sock"})

@@ -225,7 +225,7 @@ func (f *fileSystem) event(e images.Event) {
 		f.events.fail(e.Name.String(), e.Err)
 		f.log.Error("image failed", "image", e.Name.String(), "err", e.Err)
 	}
-	if e.Drop {
+	if e.Drop && !f.control.drop(e.Name) {
 		f.space.dropImage(e.Name)
 	}
 	if e.Files.Last != 0 {
