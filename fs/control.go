@@ -174,7 +174,7 @@ func (c *control) drop(n images.Name) bool {
 		return false
 	}
 	c.mu.Lock()
-	d := c.names[nodeKey{controlIno, strings.TrimPrefix(n.Repo, controlDir+"/"), syscall.S_IFDIR}]
+	d := c.names[nodeKey{dir: controlIno, name: strings.TrimPrefix(n.Repo, controlDir+"/"), mode: syscall.S_IFDIR}]
 	c.mu.Unlock()
 	if d != nil { // else the kernel knows nothing there
 		c.f.notify.entry(uint64(d.ino), n.Tag)
