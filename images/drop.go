@@ -108,7 +108,7 @@ func (s *Store) dropTrees(stack []v1.Hash) {
 }
 
 // idlePacks marks the packs of layers that are not here: readers of layers that
-// were dropped have left them.
+// were dropped have left them, or a crash.
 func (s *Store) idlePacks() error {
 	return s.cat.read(func(t *txn) error {
 		for _, key := range s.cache.PackNames() {
@@ -118,4 +118,43 @@ func (s *Store) idlePacks() error {
 		}
 		return nil
 	})
+}
+
+// sweepDropped removes what this disk still has of layers that were dropped: a
+// crash came between the catalogue and the files, or readers went on. It runs
+// beside everything else.
+func (s *Store) sweepDropped() {
+	sweep := func(key v1.Hash) error {
+		if err := s.ctx.Err(); err != nil {
+			return err
+		}
+		rec, ok, err := s.cat.layerKeyed(key)
+		if err != nil || !ok || rec.here() { // what no layer is known for is a finding of Check
+			return err
+		}
+		l, err := s.layer(rec.Seq)
+		if err != nil {
+			return err
+		}
+		l.dropMu.Lock()
+		defer l.dropMu.Unlock()
+		if _, ok, err := s.cat.layerHere(key); err != nil || ok || l.dropped {
+			return err
+		}
+		l.dropped = true
+		if st := l.state.Load(); st != nil && st.idx == nil {
+			return nil
+		}
+		_, err = l.discard()
+		return err
+	}
+	err := s.cache.Each(cache.Index, sweep)
+	for _, key := range s.cache.PackNames() {
+		if err == nil {
+			err = sweep(key)
+		}
+	}
+	if err != nil && s.ctx.Err() == nil {
+		s.log.Warn("what was dropped is not wholly removed", "err", err)
+	}
 }

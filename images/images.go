@@ -135,6 +135,8 @@ func Open(o Options) (*Store, error) {
 	}
 	if err := s.settleCatalog(); err != nil {
 		o.Log.Error("the catalogue could not be read whole", "err", err)
+	} else if damage == nil {
+		s.tasks.Go(s.sweepDropped)
 	}
 	cat.applied = s.catalogApplied
 	if err := s.dropNodes(); err != nil { // they stay, and count
