@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	iofs "io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -125,7 +126,7 @@ func readID(mount, id string) (found, error) {
 			return found{}, fmt.Errorf("%q: %w", id, cause(err))
 		}
 		if why := reason(mount, image{path: filepath.Join(dir, hex)}, start); strings.Contains(why, "ambiguous") {
-			return found{}, fmt.Errorf("%q: %s", id, why)
+			return found{}, fmt.Errorf("%q: %s", id, ambiguity(why))
 		}
 		return found{}, notHere{id}
 	}
@@ -136,6 +137,16 @@ func readID(mount, id string) (found, error) {
 	}
 	return found{record: r, name: imageOf(path), byID: true}, err
 }
+
+// ambiguity is what the server says of an ambiguous ID, without the words before
+// and after, and with IDs as people see them.
+func ambiguity(why string) string {
+	why = why[strings.Index(why, "ambiguous"):]
+	why = strings.TrimSuffix(why, ": "+iofs.ErrNotExist.Error())
+	return wholeID.ReplaceAllStringFunc(why, shortHex)
+}
+
+var wholeID = regexp.MustCompile(`(sha256:)?[0-9a-f]{64}`)
 
 // imageOf is the name of the image with this path below the mount.
 func imageOf(path string) image {

@@ -61,13 +61,14 @@ func TestResolve(t *testing.T) {
 
 func TestResolveAmbiguous(t *testing.T) {
 	m := newFakeMount(t, seedRecords()...)
-	line := `{"time":"` + time.Now().UTC().Format(time.RFC3339Nano) + `","name":".imgfs/ids/0","reason":"ambiguous: 0a4fe1111111, 0b1111111111"}`
+	line := `{"time":"` + time.Now().UTC().Format(time.RFC3339Nano) + `","name":".imgfs/ids/0","reason":"images: the ID \"0\": ambiguous, it can be ` + hexOf(id("0a4fe1111111")) + `, ` + hexOf(id("0b1111111111")) + `: file does not exist"}`
 	if err := os.WriteFile(filepath.Join(m.dir, ".imgfs/errors.json"), []byte(line+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	_, err := resolve(m.dir, "0")
-	if err == nil || !strings.Contains(err.Error(), "0b1111111111") || errors.As(err, new(notHere)) {
-		t.Errorf("resolve(0) = %v, want the candidates", err)
+	want := `"0": ambiguous, it can be 0a4fe1111111, 0b1111111111`
+	if err == nil || err.Error() != want || errors.As(err, new(notHere)) {
+		t.Errorf("resolve(0) = %v, want %s", err, want)
 	}
 }
 

@@ -166,25 +166,6 @@ func TestPrune(t *testing.T) {
 	}
 }
 
-func TestImageAt(t *testing.T) {
-	u := &usage{paths: map[string]string{"ubuntu/18.04": "one", "localhost:5055/demo/latest": "two", "ubuntu/18.04/nested/tag": "three"}}
-	for rel, want := range map[string]string{
-		"ubuntu/18.04":                          "one",
-		"ubuntu/18.04/etc/passwd":               "one",
-		"ubuntu/18.04/nested/tag/x":             "three",
-		"ubuntu/18.041":                         "",
-		"ubuntu":                                "",
-		"":                                      "",
-		"localhost:5055/demo/latest/usr":        "two",
-		"localhost:5055/demo/latest:/other,rw":  "two",
-		"localhost:5055/demo/latest,upperdir=x": "two",
-	} {
-		if got := u.imageAt(rel); got != want {
-			t.Errorf("imageAt(%q) = %q, want %q", rel, got, want)
-		}
-	}
-}
-
 func TestRepositoryOf(t *testing.T) {
 	for ref, want := range map[string]string{
 		"ubuntu:18.04": "ubuntu", "localhost:5000/a/b:v": "localhost:5000/a/b", "localhost:5000/a": "localhost:5000/a",
