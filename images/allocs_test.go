@@ -29,6 +29,7 @@ func TestAllocations(t *testing.T) {
 		{"Stat of a file", 0, func() error { _, err := h.Stat(ctx, ino, &a); return err }},
 		{"Stat of a directory", 0, func() error { _, err := h.Stat(ctx, dir, &a); return err }},
 		{"ReadAt", 0, func() error { _, err := h.ReadAt(ctx, ino, p, 0); return err }},
+		{"CachedBytes", 0, func() error { _, err := h.CachedBytes(ctx, ino); return err }},
 		{"ReadDir", 2, func() error {
 			return h.ReadDir(ctx, dir, 0, func(int, Entry, *Attr) bool { return true })
 		}},

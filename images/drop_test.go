@@ -247,7 +247,7 @@ func TestDropRace(t *testing.T) {
 			}
 		}
 	})
-	for range 40 {
+	for range 15 {
 		if err := h.Pull(ctx, n); err != nil {
 			t.Fatal(err)
 		}

@@ -162,3 +162,33 @@ func TestLayerAloneWaits(t *testing.T) {
 	time.AfterFunc(50*time.Millisecond, stall.Release)
 	h.lookup(h.layerRoot(l), "last")
 }
+
+// TestLayerAloneReplaced shows a directory that a layer hides and makes anew: it
+// hides what is below, as an opaque one.
+func TestLayerAloneReplaced(t *testing.T) {
+	for name, entries := range map[string][]*tar.Header{
+		"whiteout first": {file("etc/", ""), file("etc/.wh.conf", ""), file("etc/conf/", ""), file("etc/conf/new", "1")},
+		"whiteout last":  {file("etc/", ""), file("etc/conf/", ""), file("etc/conf/new", "1"), file("etc/.wh.conf", "")},
+		"opaque root":    {file(".wh..wh..opq", ""), file("etc/", ""), file("etc/conf/", ""), file("etc/conf/new", "1")},
+	} {
+		h := newHub(t)
+		base := gzipLayer(t, file("etc/", ""), file("etc/conf/", ""), file("etc/conf/old", "0"))
+		top := gzipLayer(t, entries...)
+		h.push("app", "v1", base, top)
+		view := h.root(h.name("app", "v1"))
+		if err := h.Settle(context.Background(), view); err != nil {
+			t.Fatal(err)
+		}
+		merged := h.walk(h.lookup(h.lookup(view, "etc"), "conf"), "")
+		root := h.layerRoot(top)
+		opaque := root
+		if name != "opaque root" {
+			opaque = h.lookup(h.lookup(root, "etc"), "conf")
+		}
+		alone := h.walk(h.lookup(h.lookup(root, "etc"), "conf"), "")
+		v, ok, err := h.Xattr(context.Background(), opaque, "user.overlay.opaque")
+		if !ok || v != "y" || err != nil || len(merged) != 1 || len(alone) != 1 {
+			t.Errorf("%s: merged it is %q, alone %q, opaque %q, %v", name, merged, alone, v, err)
+		}
+	}
+}
