@@ -99,6 +99,21 @@ func (c *control) metaImage(n images.Name) *folder {
 			return nil
 		})
 	}
+	// All names of the ID: several manifests may have one config. Neither of them is
+	// read, so that an image can be removed when they have gone and nobody answers.
+	names := func(render func(*bytes.Buffer, []string) error) item {
+		return info(func(b *bytes.Buffer, i images.Info) error {
+			id, err := c.f.store.FindID(i.ID.String())
+			if err != nil {
+				return err
+			}
+			names := []string{}
+			for _, n := range id.Names {
+				names = append(names, n.String())
+			}
+			return render(b, names)
+		})
+	}
 	items := map[string]item{
 		"digest":        line(func(i images.Info) string { return i.Top.String() }),
 		"id":            line(func(i images.Info) string { return i.ID.String() }),
@@ -115,8 +130,8 @@ func (c *control) metaImage(n images.Name) *folder {
 		"env":           details(envText),
 		"fetched":       details(fetchedText),
 		"fetched.json":  details(fetchedJSON),
-		"names":         details(func(b *bytes.Buffer, d *imageDetails) error { return writeLines(b, d.names()) }),
-		"names.json":    details(func(b *bytes.Buffer, d *imageDetails) error { return encode(b, d.names()) }),
+		"names":         names(writeLines),
+		"names.json":    names(func(b *bytes.Buffer, names []string) error { return encode(b, names) }),
 	}
 	return fixed(slices.Sorted(maps.Keys(items)), items)
 }
@@ -171,14 +186,6 @@ func newDetails(d images.Details) *imageDetails {
 		x.steps = append(x.steps, step{Size: d.Layers[next].Expanded, Layer: d.Layers[next].Digest.String()})
 	}
 	return x
-}
-
-func (d *imageDetails) names() []string {
-	names := []string{}
-	for _, n := range d.Names {
-		names = append(names, n.String())
-	}
-	return names
 }
 
 // layers are the image's, lowest first, with their commands.
