@@ -13,6 +13,7 @@ type imageFilters struct {
 	references    []string
 	dangling      *bool
 	before, since []string // images, as they were given
+	until         []string // whole filters
 	oldest        time.Time
 	newest        time.Time
 }
@@ -42,15 +43,23 @@ func parseFilters(texts []string) (*imageFilters, error) {
 			f.before = append(f.before, value)
 		case "since":
 			f.since = append(f.since, value)
+		case "until":
+			if _, err := parseUntil([]string{text}, time.Now()); err != nil {
+				return nil, err
+			}
+			f.until = append(f.until, text)
 		default:
-			return nil, usagef("--filter %q: unknown key; known are dangling, reference, before, since", text)
+			return nil, usagef("--filter %q: unknown key; known are dangling, reference, before, since, until", text)
 		}
 	}
 	return f, nil
 }
 
 // resolve looks the images up that the filters name.
-func (f *imageFilters) resolve(mount string) error {
+func (f *imageFilters) resolve(mount string) (err error) {
+	if f.newest, err = parseUntil(f.until, time.Now()); err != nil {
+		return err
+	}
 	for _, arg := range f.before {
 		img, err := resolve(mount, arg)
 		if err != nil {
@@ -76,7 +85,7 @@ func (f *imageFilters) resolve(mount string) error {
 func (f *imageFilters) keep(r record) bool {
 	switch {
 	case f.dangling != nil && r.Dangling != *f.dangling,
-		f.before != nil && !r.Created.Before(f.newest),
+		(f.before != nil || f.until != nil) && !r.Created.Before(f.newest),
 		f.since != nil && !r.Created.After(f.oldest):
 		return false
 	case f.references == nil:

@@ -62,8 +62,9 @@ or by walking to them. NAME may have *, ? and [a-z].
 An image that has lost its last name is dangling: <none>. With -a intermediate
 images are shown too: what an image was after each of its layers.
 
---filter takes dangling=true|false, reference=PATTERN, and before=IMAGE or
-since=IMAGE, for those created before or after it; it may be repeated.
+--filter takes dangling=true|false, reference=PATTERN, before=IMAGE or since=IMAGE,
+for those created before or after it, and until=TIME, for those created before a
+date, a time, or that long ago ("24h"); it may be repeated.
 
 --format takes json, or a Go template with the fields .Repository .Tag .Digest
 .ID .CreatedSince .CreatedAt .Size .SharedSize .UniqueSize .CompressedSize

@@ -56,7 +56,7 @@ ubuntu:latest 329ed837d508 63MB
 
 func TestBeforeSince(t *testing.T) {
 	m := newFakeMount(t, seedRecords()...)
-	for filter, want := range map[string]int{"before=ubuntu": 1, "since=ubuntu": 2, "before=329": 1, "since=0a4": 4, "since=mongo:3.2": 0} {
+	for filter, want := range map[string]int{"before=ubuntu": 1, "since=ubuntu": 2, "before=329": 1, "since=0a4": 4, "since=mongo:3.2": 0, "until=2020-03-01T13:30:00Z": 3, "until=1h": 5} {
 		f, err := parseFilters([]string{filter})
 		if err != nil {
 			t.Fatal(err)
