@@ -43,7 +43,7 @@ func (h *hub) read(ino Ino) string {
 	return string(p[:n])
 }
 
-func count(t *testing.T, dir string) int {
+func countFiles(t *testing.T, dir string) int {
 	t.Helper()
 	list, err := os.ReadDir(dir)
 	if err != nil {
@@ -80,13 +80,13 @@ func TestDropLayer(t *testing.T) {
 			t.Errorf("DropLayer of a layer in use = %v", err)
 		}
 	}
-	if n := count(t, filepath.Join(h.o.Dir, "trees")); n != 1 {
+	if n := countFiles(t, filepath.Join(h.o.Dir, "trees")); n != 1 {
 		t.Errorf("%d trees for one image", n)
 	}
 	if _, err := h.Remove(n); err != nil {
 		t.Fatal(err)
 	}
-	if n := count(t, filepath.Join(h.o.Dir, "trees")); n != 0 {
+	if n := countFiles(t, filepath.Join(h.o.Dir, "trees")); n != 0 {
 		t.Errorf("%d trees are left of an image that is gone", n)
 	}
 	for _, l := range layers {
