@@ -49,6 +49,10 @@ func imageAtPath(mount, path string) (image, error) {
 		return image{}, fmt.Errorf("%q: not below the mount %q", path, mount)
 	}
 	repo, tag := filepath.Split(rel)
+	// No tag has a colon: this is docker's spelling, which is a path here, too.
+	if strings.IndexAny(tag, ":@") > 0 {
+		return parseImage(mount, rel)
+	}
 	repo = strings.TrimSuffix(repo, "/")
 	if repo == "" || strings.HasPrefix(repo, control) {
 		return image{}, usagef("%q: not a path to an image, as %s/debian/12 is", path, mount)
