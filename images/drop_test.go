@@ -218,6 +218,9 @@ func TestDropCrash(t *testing.T) {
 			t.Errorf("layer %s: index %v, %d bytes, want any: %v", key, has, n, want)
 		}
 	}
+	if kinds, c := h.check(false); kinds != "" || c.Indexes != 2 || c.Packs != 2 {
+		t.Errorf("Check found %q, and looked at %+v", kinds, c)
+	}
 }
 
 // TestDropRace pulls, removes and drops at once. What is here in the end is whole.
@@ -267,4 +270,7 @@ func TestDropRace(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
+	if kinds, _ := h.check(false); kinds != "" {
+		t.Errorf("Check found %q", kinds)
+	}
 }
