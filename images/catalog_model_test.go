@@ -31,10 +31,12 @@ type model struct {
 	dangling map[v1.Hash]bool
 	tombs    map[Name]bool
 	known    map[v1.Hash]pulled // images that were ever here
+	layers   map[v1.Hash]bool   // layers that were, and were not dropped
 }
 
 func newModel() *model {
-	return &model{names: map[Name]v1.Hash{}, dangling: map[v1.Hash]bool{}, tombs: map[Name]bool{}, known: map[v1.Hash]pulled{}}
+	return &model{names: map[Name]v1.Hash{}, dangling: map[v1.Hash]bool{}, tombs: map[Name]bool{}, known: map[v1.Hash]pulled{},
+		layers: map[v1.Hash]bool{}}
 }
 
 func (m *model) namesOf(image v1.Hash) (list []Name) {
@@ -78,6 +80,20 @@ func (m *model) bury(n Name) {
 	}
 }
 
+// idle is how many layers no image has.
+func (m *model) idle() int {
+	idle := maps.Clone(m.layers)
+	for h, p := range m.known {
+		if !m.here(h) {
+			continue
+		}
+		for _, l := range p.image.Layers {
+			delete(idle, l.Desc.Digest)
+		}
+	}
+	return len(idle)
+}
+
 func (m *model) withID(id v1.Hash) (list []v1.Hash) {
 	for h, p := range m.known {
 		if p.image.Config == id && m.here(h) {
@@ -112,6 +128,9 @@ func (m *model) step(t *testing.T, c *catalog, r *rand.Rand, pool []pulled, name
 		_, err := c.put(a, p)
 		if want("put", err, nil) {
 			m.known[p.digest] = p
+			for _, l := range p.image.Layers {
+				m.layers[l.Desc.Digest] = true
+			}
 			m.set(a, p.digest)
 		}
 	case 3:
@@ -315,9 +334,13 @@ func TestCatalogModel(t *testing.T) {
 					if _, err := s.cat.dropLayer(k[0]); err != nil {
 						t.Fatal(err)
 					}
+					delete(m.layers, k[0])
 				}
 				m.step(t, s.cat, r, pool, names)
 				agree(t, s.cat)
+				if sum, err := s.Totals(); err != nil || sum.Idle != m.idle() {
+					t.Fatalf("Totals().Idle = %d, %v, want %d", sum.Idle, err, m.idle())
+				}
 				if diff := cmp.Diff(m.said(names), said(t, s, names)); diff != "" || t.Failed() {
 					t.Fatalf("names after an operation (-model +catalogue):\n%s", diff)
 				}
