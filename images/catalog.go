@@ -146,6 +146,7 @@ type catalog struct {
 
 	mu      sync.Mutex // held for a whole write and what follows it, so that all see the same order
 	journal *journal   // nil: none
+	broken  error      // why nothing can be written any more
 }
 
 // txn is a transaction. It counts what it reads, and keeps the totals.
@@ -167,11 +168,19 @@ type effects struct {
 	stacks [][]v1.Hash      // layers of images that are gone, lowest first
 }
 
-// read calls f in a reading transaction. Damage that bbolt answers with a panic
-// is an error.
+// guard makes an error of the panics with which bbolt answers damage, and of the
+// faults in a file that is shorter than it says. It is to be deferred with the
+// result of debug.SetPanicOnFault(true).
+func guard(before bool, err *error) {
+	debug.SetPanicOnFault(before)
+	if r := recover(); r != nil {
+		*err = fmt.Errorf("images: the catalogue is %w: %v\n%s", errDamaged, r, debug.Stack())
+	}
+}
+
+// read calls f in a reading transaction.
 func (c *catalog) read(f func(t *txn) error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer recovered(&err)
+	defer guard(debug.SetPanicOnFault(true), &err)
 	return c.db.View(func(tx *bbolt.Tx) error { return f(&txn{Tx: tx, c: c}) })
 }
 
@@ -186,16 +195,14 @@ func (c *catalog) write(f func(t *txn) error) (Change, error) {
 }
 
 func (c *catalog) writeLocked(f func(t *txn) error) (ch Change, err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer recovered(&err)
+	if c.broken != nil {
+		return Change{}, c.broken
+	}
 	t := &txn{c: c}
-	err = c.db.Update(func(tx *bbolt.Tx) error {
-		t.Tx = tx
-		if err := f(t); err != nil {
-			return err
-		}
-		return t.saveTotals()
-	})
+	err = c.update(t, f)
+	if errors.Is(err, errDamaged) { // the panic may have left bbolt's locks held
+		c.broken = err
+	}
 	if err == errUnchanged {
 		return t.effects.Change, nil
 	}
@@ -207,6 +214,17 @@ func (c *catalog) writeLocked(f func(t *txn) error) (ch Change, err error) {
 		c.applied(&t.effects)
 	}
 	return t.effects.Change, nil
+}
+
+func (c *catalog) update(t *txn, f func(t *txn) error) (err error) {
+	defer guard(debug.SetPanicOnFault(true), &err)
+	return c.db.Update(func(tx *bbolt.Tx) error {
+		t.Tx = tx
+		if err := f(t); err != nil {
+			return err
+		}
+		return t.saveTotals()
+	})
 }
 
 func counter(b *bbolt.Bucket, name string) uint64 {

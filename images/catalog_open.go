@@ -38,10 +38,6 @@ func openCatalog(path string, blobs blobSource) (c *catalog, damage, err error) 
 	if err != nil {
 		return nil, nil, fmt.Errorf("images: opening the catalogue %q: %w", path, err)
 	}
-	if err := c.dropRetired(); err != nil {
-		c.close()
-		return nil, nil, fmt.Errorf("images: opening the catalogue %q: %w", path, err)
-	}
 	c.journal = openJournal(journalPath(path))
 	c.journal.rewrite(c)
 	return c, damage, nil
@@ -60,13 +56,7 @@ func missing(path string) bool {
 }
 
 func tryCatalog(path string, blobs blobSource) (c *catalog, err error) {
-	// A file that is shorter than it says is a fault in memory where it is mapped.
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if r := recover(); r != nil {
-			c, err = nil, fmt.Errorf("%w: %v", errDamaged, r)
-		}
-	}()
+	defer guard(debug.SetPanicOnFault(true), &err)
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 5 * time.Second, FreelistType: bbolt.FreelistMapType})
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
@@ -84,8 +74,11 @@ func tryCatalog(path string, blobs blobSource) (c *catalog, err error) {
 		return nil, fmt.Errorf("%w: %v", errDamaged, err) // shorter than one page, say
 	}
 	c = &catalog{db: db}
-	if err := c.prepare(path, blobs); err != nil {
-		db.Close()
+	if err = c.prepare(path, blobs); err == nil {
+		err = c.dropRetired()
+	}
+	if err != nil {
+		c.close()
 		return nil, err
 	}
 	return c, nil
@@ -95,7 +88,7 @@ func tryCatalog(path string, blobs blobSource) (c *catalog, err error) {
 // catalogue, and migrates an old one.
 func (c *catalog) prepare(path string, blobs blobSource) error {
 	var version uint64
-	err := c.db.View(func(tx *bbolt.Tx) error {
+	err := c.read(func(tx *txn) error {
 		if st, err := os.Stat(path); err != nil {
 			return err
 		} else if st.Size() < tx.Size() {
@@ -157,7 +150,12 @@ func (c *catalog) prepare(path string, blobs blobSource) error {
 }
 
 func (c *catalog) close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.journal.rewrite(c)
 	c.journal.close()
+	if c.broken != nil {
+		return c.broken // closing would wait for locks that nobody gives back
+	}
 	return c.db.Close()
 }

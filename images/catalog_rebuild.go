@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -38,9 +39,10 @@ func replaceCatalog(path string, blobs blobSource, lost bool, why error) (c *cat
 		return nil, nil, fmt.Errorf("rebuilding it: %w", err)
 	}
 	lostNames := len(h.names) - names
-	what := fmt.Sprintf("is damaged (%v), and set aside as %q", why, aside)
-	if lost {
-		what = "is missing"
+	what := "is missing"
+	if !lost {
+		reason, _, _ := strings.Cut(why.Error(), "\n")
+		what = fmt.Sprintf("is set aside as %q (%s)", aside, reason)
 	}
 	return c, fmt.Errorf("images: the catalogue %q %s: it was made again, with %d names and %d dangling images; %d names are lost, and %d lines of the journal could not be read",
 		path, what, names, dangling, lostNames, bad), nil

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -80,7 +81,10 @@ func (j *journal) rewrite(c *catalog) {
 		return
 	}
 	w := bufio.NewWriter(f)
-	err = c.db.View(func(tx *bbolt.Tx) error { return writeNames(w, tx) })
+	err = func() (err error) {
+		defer guard(debug.SetPanicOnFault(true), &err)
+		return c.db.View(func(tx *bbolt.Tx) error { return writeNames(w, tx) })
+	}()
 	if err == nil {
 		err = w.Flush()
 	}
