@@ -307,13 +307,7 @@ func (c *checker) pack(ctx context.Context, key v1.Hash, rec layerRecord) error 
 }
 
 func (c *checker) catalogue(context.Context) (err error) {
-	cat, ok := any(c.s.cat).(interface {
-		check(repair bool, report func(object, problem string)) (int, error)
-	})
-	if !ok {
-		return nil
-	}
-	c.Names, err = cat.check(c.repair, func(object, problem string) {
+	c.Names, err = c.s.cat.check(c.repair, func(object, problem string) {
 		c.report(Finding{Kind: "catalogue", Object: object, Problem: problem, Repaired: c.repair})
 	})
 	return err

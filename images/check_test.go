@@ -88,7 +88,7 @@ func TestCheck(t *testing.T) {
 		t.Fatal(err)
 	}
 	kinds, c := h.check(false)
-	if want := (Checked{Blobs: 2, Indexes: 2, Trees: 1, Packs: 2, Chunks: 6, Names: c.Names}); kinds != "" || c != want {
+	if want := (Checked{Blobs: 2, Indexes: 2, Trees: 1, Packs: 2, Chunks: 6, Names: 1}); kinds != "" || c != want {
 		t.Errorf("Check of a good cache found %q, and looked at %+v, want %+v", kinds, c, want)
 	}
 	id, _ := img.ConfigName()
@@ -184,5 +184,31 @@ func TestCheckBeside(t *testing.T) {
 	wg.Wait()
 	if _, err := h.Check(ctx, false, func(Finding) {}); !errors.Is(err, context.Canceled) {
 		t.Errorf("Check with a context that has ended = %v", err)
+	}
+}
+
+// TestCheckCatalogue makes a counter wrong, and has it set right.
+func TestCheckCatalogue(t *testing.T) {
+	h := newHub(t)
+	h.push("app", "v1", gzipLayer(t, file("hello", "world")))
+	if err := h.Settle(context.Background(), h.root(h.name("app", "v1"))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.cat.write(func(tx *txn) error {
+		sum, err := tx.total()
+		if err == nil {
+			sum.Expanded += 7
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"catalogue", "catalogue+", ""} {
+		if kinds, _ := h.check(i == 1); kinds != want {
+			t.Errorf("Check number %d found %q, want %q", i, kinds, want)
+		}
+	}
+	if sum, err := h.Totals(); err != nil || sum.Expanded != 5 {
+		t.Errorf("Totals() = %+v, %v", sum, err)
 	}
 }
