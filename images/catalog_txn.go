@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -95,6 +97,16 @@ func (t *txn) namesOf(image v1.Hash) (list []Name) {
 		return nil
 	})
 	return list
+}
+
+// sameDigest is the image whose manifest has the digest that n is, if a name in
+// n's repository stands for it.
+func (t *txn) sameDigest(n Name) (image v1.Hash, ok bool) {
+	image, err := v1.NewHash(strings.TrimPrefix(n.Tag, "@"))
+	if err != nil {
+		return v1.Hash{}, false
+	}
+	return image, slices.ContainsFunc(t.namesOf(image), func(other Name) bool { return other.Repo == n.Repo })
 }
 
 // used reports whether image has a name.

@@ -41,7 +41,7 @@ const (
 
 // whyNot is why a layer of a format that is not lazy was streamed, where the
 // reason is not remembered: it was before a restart.
-const whyNot = "no index in the blob"
+const whyNot = "no table of contents announced"
 
 // formatName is the format as users know it; "" when it is not known.
 func formatName(f fetch.Format) string {

@@ -206,7 +206,9 @@ func (s *Store) aloneXattrNames(ctx context.Context, ino Ino) (names []string, e
 		names = slices.DeleteFunc(slices.Clone(all), overlayXattr)
 		opaque, err := idx.Opaque(dir)
 		if opaque {
-			names = append(names, opaqueXattrs...)
+			// Listed under its first name alone: overlayfs asks by name, and
+			// would show the other one to whoever lists its merged directory.
+			names = append(names, opaqueXattrs[0])
 			slices.Sort(names)
 		}
 		return err

@@ -110,7 +110,7 @@ func TestLayerAlone(t *testing.T) {
 	want := []string{
 		"/etc 40755",
 		"/implied 40755",
-		"/opt 40755 trusted.overlay.opaque=y user.dir=1 user.overlay.opaque=y",
+		"/opt 40755 trusted.overlay.opaque=y user.dir=1",
 		"/etc/a 20000", "/etc/c 100644", "/etc/c2 100644",
 		"/implied/dir 40755",
 		"/implied/dir/file 100644",

@@ -45,7 +45,8 @@ func (s *Store) Update(ctx context.Context, n Name) (Change, error) {
 }
 
 // Manifest returns the manifest digest of the image that n stands for; ok is
-// false when none is here under n. n may also be {".imgfs/dangling", ID}.
+// false when none is here under n. n may also be {".imgfs/dangling", ID}, and the
+// digest of an image that another name in the same repository stands for.
 func (s *Store) Manifest(n Name) (manifest v1.Hash, ok bool, err error) {
 	err = s.cat.read(func(t *txn) error {
 		if n.special() {
@@ -53,7 +54,9 @@ func (s *Store) Manifest(n Name) (manifest v1.Hash, ok bool, err error) {
 		} else {
 			var rec nameRecord
 			rec, ok, err = t.lookup(n)
-			manifest = rec.Image
+			if manifest = rec.Image; err == nil && !ok && n.IsDigest() {
+				manifest, ok = t.sameDigest(n)
+			}
 			return err
 		}
 		if ok = err == nil; errors.Is(err, iofs.ErrNotExist) {
