@@ -17,6 +17,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if load := os.Getenv(workerVariable); load != "" {
+		os.Exit(workerMain(load))
+	}
 	os.Exit(run(m))
 }
 

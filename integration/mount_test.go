@@ -40,6 +40,12 @@ func startMount(t testing.TB, flags ...string) *mount {
 	if err := os.Chmod(top, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	return startMountAt(t, top, flags...)
+}
+
+// startMountAt mounts like startMount, with everything of it below top.
+func startMountAt(t testing.TB, top string, flags ...string) *mount {
+	t.Helper()
 	m := &mount{t: t, dir: filepath.Join(top, "mnt"), cache: filepath.Join(top, "cache"), logs: filepath.Join(top, "log"), flags: flags}
 	m.marker = "IMGFS_TEST_MARK=" + filepath.Base(top)
 	for _, d := range []string{m.dir, m.cache, filepath.Join(top, "home")} {
@@ -208,8 +214,9 @@ func (m *mount) reads() (n int64) {
 
 // counters are what .imgfs/stats.json tells.
 type counters struct {
-	FUSE     map[string]int64
-	Registry struct{ Requests, Bytes int64 }
+	FUSE      map[string]int64
+	Registry  struct{ Requests, Bytes int64 }
+	Catalogue struct{ Reads int64 }
 }
 
 func (m *mount) stats() (c counters) {

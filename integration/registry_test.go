@@ -25,53 +25,80 @@ import (
 )
 
 // distribution is Debian's docker-registry on a free loopback port, with its
-// storage in a temporary directory. One serves all tests of a run.
+// storage in a temporary directory.
 type distribution struct {
+	name   string // of its files in the directory of this run
 	mu     sync.Mutex
 	host   string
 	cmd    *exec.Cmd
 	pushed map[string]bool
 }
 
-var backend distribution
+// backend serves all tests of a run that do not start their own.
+var backend = distribution{name: "registry"}
 
 // start returns the registry's host:port.
 func (d *distribution) start(t testing.TB) string {
 	t.Helper()
 	need(t, "docker-registry")
+	host, err := d.launch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return host
+}
+
+// launch starts the registry, unless it runs, and returns its host:port.
+func (d *distribution) launch() (string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.cmd != nil {
-		return d.host
+		return d.host, nil
 	}
-	d.host, d.pushed = freePort(t), map[string]bool{}
-	conf := fmt.Sprintf("version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: %s\nhttp:\n  addr: %s\n",
-		filepath.Join(scratch.dir, "registry"), d.host)
-	path := filepath.Join(scratch.dir, "registry.yml")
-	if err := os.WriteFile(path, []byte(conf), 0o644); err != nil {
-		t.Fatal(err)
+	d.pushed = map[string]bool{}
+	var err error
+	for range 3 { // another process may be faster to take a free port
+		if err = d.try(); err == nil {
+			return d.host, nil
+		}
 	}
-	out, err := os.Create(filepath.Join(scratch.dir, "registry.log"))
+	return "", err
+}
+
+func (d *distribution) try() error {
+	host, err := freePort()
 	if err != nil {
-		t.Fatal(err)
+		return err
+	}
+	conf := fmt.Sprintf("version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: %s\nhttp:\n  addr: %s\n",
+		filepath.Join(scratch.dir, d.name), host)
+	path := filepath.Join(scratch.dir, d.name+".yml")
+	if err := os.WriteFile(path, []byte(conf), 0o644); err != nil {
+		return err
+	}
+	out, err := os.Create(filepath.Join(scratch.dir, d.name+".log"))
+	if err != nil {
+		return err
 	}
 	defer out.Close()
 	cmd := exec.Command("docker-registry", "serve", path)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		return err
 	}
-	d.cmd = cmd
 	for range 200 {
-		if resp, err := http.Get("http://" + d.host + "/v2/"); err == nil {
+		if resp, err := http.Get("http://" + host + "/v2/"); err == nil {
 			resp.Body.Close()
-			return d.host
+			d.host, d.cmd = host, cmd
+			return nil
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	t.Fatal("docker-registry does not answer; see " + out.Name())
-	return ""
+	cmd.Process.Kill()
+	cmd.Wait()
+	said, _ := os.ReadFile(out.Name())
+	return fmt.Errorf("docker-registry does not answer: %s", said)
 }
 
 func (d *distribution) stop() {
@@ -107,14 +134,12 @@ func pushImage(t testing.TB, ref string, img v1.Image) {
 	}
 }
 
-func freePort(t testing.TB) string {
-	t.Helper()
+func freePort() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return l.Addr().String(), l.Close()
 }
 
 // A request that a registry was asked, as the proxy before it saw it.

@@ -33,14 +33,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 filepath.Join("testdata", "script"),
 		RequireExplicitExec: true,
 		Setup:               func(env *testscript.Env) error { return setupScript(env, bin) },
-		Condition: func(cond string) (bool, error) {
-			if cond != "fuse" {
-				return false, fmt.Errorf("unknown condition %q", cond)
-			}
-			_, err := os.Stat("/dev/fuse")
-			// In continuous integration a machine without FUSE fails the scripts.
-			return err == nil || inCI(), nil
-		},
+		Condition:           fuseCondition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits":      exitsCommand,
 			"capture":    captureCommand,
@@ -48,6 +41,16 @@ func TestScripts(t *testing.T) {
 			"eventually": eventuallyCommand,
 		},
 	})
+}
+
+// fuseCondition is testscript's [fuse].
+func fuseCondition(cond string) (bool, error) {
+	if cond != "fuse" {
+		return false, fmt.Errorf("unknown condition %q", cond)
+	}
+	_, err := os.Stat("/dev/fuse")
+	// In continuous integration a machine without FUSE fails the scripts.
+	return err == nil || inCI(), nil
 }
 
 // scriptBinary makes a directory with the binary under both of its names.
