@@ -60,8 +60,11 @@ func (n *notifier) files(r images.Range) {
 // at once; the channel is closed when that has happened, or never will.
 func (n *notifier) entry(dir uint64, name string) <-chan struct{} { return n.names.add(dir, name) }
 
-// maxTell is how long a request waits for what it changed to be told.
-const maxTell = time.Second
+// maxTell is how long a request waits for what it changed to be told. A touch of
+// an image holds the lock of the image's root, and tells its directory; whoever
+// renames or removes the image meanwhile holds the directory's and waits for the
+// root's. So this is also how long the two hold each other up.
+const maxTell = 250 * time.Millisecond
 
 // wait waits for what entry returned, together no longer than maxTell. The caller
 // may be in a system call that holds locks, though not those of the directories;
