@@ -84,6 +84,14 @@ func (q *nameQueue) add(dir uint64, name string) <-chan struct{} {
 	return x.done
 }
 
+// busy reports whether the kernel has yet to be told of names in a directory.
+func (q *nameQueue) busy(dir uint64) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	_, works := q.dirs[dir]
+	return works
+}
+
 // tell delivers the names of a directory until there are none.
 func (q *nameQueue) tell(s *fuse.Server, dir uint64) {
 	q.slots <- struct{}{}

@@ -168,6 +168,8 @@ func (s *namespace) touch(n images.Name) error {
 		}
 		return orNotExist(err)
 	}
+	s.touching.Add(1)
+	defer s.touching.Add(-1)
 	c, err := s.f.store.Update(background(), n)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	iofs "io/fs"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,6 +29,8 @@ type namespace struct {
 	mu      sync.Mutex
 	made    map[string]bool      // directories made by mkdir that hold no image yet
 	changed map[string]time.Time // when the listing of a path last changed
+
+	touching atomic.Int32 // operations that have names stand for other images, without the lock of the directory
 }
 
 const (

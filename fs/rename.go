@@ -50,7 +50,15 @@ func (s *namespace) rename(in *fuse.RenameIn, oldName, newName string) fuse.Stat
 		s.spelled(to, newName)
 		own = nil
 	}
+	stale := s.touching.Load() > 0 || s.f.notify.names.busy(uint64(from)) || s.f.notify.names.busy(uint64(to))
 	s.tell(c, own, from, to)
+	if stale {
+		// What the kernel moves may be old: somebody has made src stand for another
+		// image, and can tell of that name only when this call has let it. So the
+		// new name is looked up again, as is the other one of an exchange.
+		s.f.notify.entry(uint64(to), newName)
+		s.f.notify.entry(uint64(from), oldName)
+	}
 	return fuse.OK
 }
 

@@ -108,6 +108,8 @@ func (s *namespace) tag(target, at, name string, dst images.Name, held ...images
 	if err != nil {
 		return err
 	}
+	s.touching.Add(1)
+	defer s.touching.Add(-1)
 	c, err := s.f.store.Tag(manifest, dst)
 	if err != nil {
 		return err
