@@ -75,9 +75,10 @@ func TestOverlay(t *testing.T) {
 	w.wantErr("a layer's own redirect", err, syscall.ENODATA)
 
 	over := t.TempDir()
-	// The options are relative to a directory: paths of layers are long.
-	cmd := exec.Command("mount", "-t", "overlay", "-o", "ro,lowerdir="+strings.Join(lower, ":"), "overlay", over)
-	cmd.Dir = w.ctl()
+	// The options are relative to a directory: paths of layers are long. The shell
+	// goes there, not a child of ours before its exec: this process would wait for
+	// that without answering it.
+	cmd := exec.Command("sh", "-c", `cd "$1" && exec mount -t overlay -o "$2" overlay "$3"`, "sh", w.ctl(), "ro,lowerdir="+strings.Join(lower, ":"), over)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("mounting: %v: %s", err, out)
 	}
