@@ -71,9 +71,11 @@ type Cache struct {
 
 	mu     sync.Mutex
 	packs  map[key]*Pack
-	idle   []*Pack      // open files without users, oldest first
+	idle   []*Pack      // open files that nothing runs on, oldest first; at most maxIdle
 	spare  map[key]bool // packs that SetIdle was told of, there or not
 	closed bool
+
+	maxIdle int
 
 	hook func(op string) error // tests: called before each step that changes the disk; an error is that step's
 }
@@ -100,7 +102,7 @@ func Open(dir string, o Options) (*Cache, error) {
 	c := &Cache{
 		dir: dir, root: root, lock: lock, opts: o,
 		wake: make(chan struct{}, 1), stop: make(chan struct{}), scanned: make(chan struct{}),
-		packs: make(map[key]*Pack), spare: make(map[key]bool),
+		packs: make(map[key]*Pack), spare: make(map[key]bool), maxIdle: idleLimit(),
 	}
 	c.limit.Store(o.Size)
 	if err = c.sweep(); err == nil {

@@ -10,6 +10,7 @@ import (
 	iofs "io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -244,9 +245,10 @@ func TestIdlePacks(t *testing.T) {
 		}
 		return len(names)
 	}
+	c.maxIdle = minIdle
 	before := fds()
 	for round := range 2 {
-		for i := range 3 * maxIdle {
+		for i := range 3 * minIdle {
 			name := fmt.Sprint("pack", i)
 			p, err := c.Pack(hashN(name))
 			if err != nil {
@@ -259,13 +261,56 @@ func TestIdlePacks(t *testing.T) {
 			} else if !check(t, p, name, 0, 0, 100) {
 				t.Errorf("%s: a miss", name)
 			}
-			p.Close()
+			defer p.Close() // a handle holds no descriptors
 		}
 	}
-	if got := fds() - before; got > 2*maxIdle {
-		t.Errorf("%d descriptors are open, want at most %d", got, 2*maxIdle)
+	if got := fds() - before; got > 2*minIdle {
+		t.Errorf("%d descriptors are open, want at most %d", got, 2*minIdle)
 	}
 	if err := c.Sync(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Files are closed beside whoever uses a pack, when others need the descriptors,
+// also in the middle of a streaming pass.
+func TestFilesClosedBeside(t *testing.T) {
+	c := open(t, t.TempDir(), Options{Size: 64 << 20})
+	c.mu.Lock()
+	c.maxIdle = 1
+	c.mu.Unlock()
+	const size = 9000
+	var wg sync.WaitGroup
+	for _, name := range []string{"a", "b", "c"} {
+		kept, passed := pack(t, c, name), pack(t, c, name+" streamed")
+		wg.Go(func() {
+			for i := range uint32(100) {
+				if err := put(t, kept, name, i, int64(i)*size, size); err != nil {
+					t.Errorf("Put %d = %v", i, err)
+				}
+				if err := passed.Stage(int64(i)*size, chunkData(name, i, size)); err != nil {
+					t.Errorf("Stage %d = %v", i, err)
+				}
+			}
+			all := func(n uint32) (off, n64 int64, here bool) { return int64(n) * size, size, true }
+			if err := passed.Commit(all, 100); err != nil {
+				t.Errorf("Commit = %v", err)
+			}
+			if !passed.Has(0, 100) || !kept.Has(0, 100) {
+				t.Errorf("%s: not all is here", name)
+			}
+		})
+		wg.Go(func() {
+			got := make([]byte, size)
+			for i := range uint32(1000) {
+				if i %= 100; kept.Has(i, 1) && !check(t, kept, name, i, int64(i)*size, size) {
+					t.Errorf("%s: a miss of %d", name, i)
+				}
+				if ok, err := passed.ReadAt(got, 0, 0, 1); err != nil || ok && !bytes.Equal(got, chunkData(name, 0, size)) {
+					t.Errorf("%s: ReadAt of a pass = %v, %v", name, ok, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }

@@ -193,7 +193,7 @@ func TestKill(t *testing.T) {
 			}
 			p.Close()
 			c.mu.Lock() // for the cleanup
-			p.handles, p.refs = p.handles+1, p.refs+1
+			p.handles++
 			c.mu.Unlock()
 		}
 		if u := c.Usage(); u.Used > u.Limit {

@@ -216,7 +216,7 @@ func TestRemovePack(t *testing.T) {
 	}
 	p.Close() // the cleanup closes it again; harmless at the end of a test
 	c.mu.Lock()
-	p.handles, p.refs = p.handles+1, p.refs+1
+	p.handles++
 	c.mu.Unlock()
 }
 

@@ -98,6 +98,7 @@ func (c *Cache) ClearPack(h v1.Hash) (freed int64, err error) {
 
 // clear forgets everything that the pack has, and returns what it occupied.
 func (p *Pack) clear() (freed int64, err error) {
+	defer p.c.use(p)()
 	p.mapMu.Lock()
 	defer p.mapMu.Unlock()
 	had := p.stored.Load()
@@ -156,8 +157,12 @@ func (p *Pack) VerifyChunk(buf []byte, chunk uint32, off, size int64, digest [32
 	if len(buf) == 0 || chunk >= maxChunks || !validRange(off, size) {
 		return false, fmt.Errorf("cache: checking chunk %d of %q at %d+%d: %w", chunk, p.name, off, size, iofs.ErrInvalid)
 	}
+	if !p.present(chunk, 1) || p.c.acquire(p) != nil {
+		return false, nil
+	}
+	defer p.c.release(p)
 	f := p.file.Load()
-	if f == nil {
+	if f == nil { // removed
 		return false, nil
 	}
 	sum := sha256.New()

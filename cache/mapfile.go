@@ -350,6 +350,7 @@ func (p *Pack) wipe(f *os.File, layout [32]byte) error {
 
 // reset forgets the whole pack.
 func (p *Pack) reset() {
+	defer p.c.use(p)()
 	p.mapMu.Lock()
 	defer p.mapMu.Unlock()
 	if err := p.resetLocked(); err != nil {
@@ -359,10 +360,10 @@ func (p *Pack) reset() {
 
 // resetLocked forgets the whole pack, in memory at once, and gives it the layout
 // that is wanted. Writers are waited for: what they write late must not fall on
-// what comes after. The caller holds mapMu and the files.
+// what comes after. The caller holds mapMu, and has the files: else the pack takes
+// nothing until the flusher has emptied them.
 func (p *Pack) resetLocked() error {
-	f := p.file.Load()
-	if f == nil || p.mapFile == nil {
+	if !p.loaded { // load will see what is wanted
 		return os.ErrClosed
 	}
 	p.mu.Lock()
@@ -373,7 +374,10 @@ func (p *Pack) resetLocked() error {
 	p.forget()
 	p.endStage(stageNone)
 	p.mu.Unlock()
-	err := p.wipe(f, p.wanted())
+	err := os.ErrClosed
+	if f := p.file.Load(); f != nil && p.mapFile != nil {
+		err = p.wipe(f, p.wanted())
+	}
 	p.mu.Lock()
 	p.broken = err != nil
 	p.resetting = false
@@ -392,8 +396,12 @@ func (c *Cache) Pin(h v1.Hash, pinned bool) error {
 		return err
 	}
 	defer p.Close()
+	defer c.use(p)()
 	p.mapMu.Lock()
 	defer p.mapMu.Unlock()
+	if p.mapFile == nil {
+		return fmt.Errorf("cache: pinning pack %q: its files cannot be opened", h)
+	}
 	p.mu.Lock()
 	p.pinned = pinned
 	head := p.header(p.epoch, p.layout, pinned)

@@ -10,10 +10,23 @@ import (
 	"sync/atomic"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 )
 
-// maxIdle is how many packs without users keep their files open.
-const maxIdle = 32
+// How many packs that nothing runs on keep their files open, two descriptors each:
+// together an eighth of what the process may have, within these bounds.
+const (
+	minIdle = 32
+	maxIdle = 1024
+)
+
+func idleLimit() int {
+	var r unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {
+		return minIdle
+	}
+	return int(min(max(r.Cur/16, minIdle), maxIdle))
+}
 
 // Pack is the cached contents of one layer: a sparse file and the map of what of
 // it is here. Where a chunk lies is the layer index's word; a pack trusts it that
@@ -24,16 +37,17 @@ type Pack struct {
 	key  key
 	name string // hexadecimal
 
-	refs    int           // users of the files; Cache.mu
-	handles int           // those of them that came by Cache.Pack; Cache.mu
+	refs    int           // operations that need the files; Cache.mu
+	handles int           // that Cache.Pack gave, and that were not closed; Cache.mu
 	idle    bool          // in Cache.idle; Cache.mu
 	dying   chan struct{} // being removed, closed when done; Cache.mu
 	create  bool          // missing files are made; Cache.mu
 
 	fmu    sync.Mutex // opening, loading and closing of the files
-	loaded bool       // fmu
+	loaded bool       // set under fmu and mapMu
 	dead   bool       // removed: files of this name are another pack's; fmu
 	file   atomic.Pointer[os.File]
+	hot    atomic.Bool // the files were used since release last passed the pack over
 
 	mapMu   sync.Mutex // the map file, and everything that punches or truncates the pack
 	mapFile *os.File   // set under fmu
@@ -74,9 +88,10 @@ func newPack(c *Cache, k key) *Pack {
 }
 
 // Pack opens the pack of the layer with blob digest h, or makes it. All callers
-// share one. Each must Close what it got. When the disk does not let the pack's
-// files be opened or made (it is full), the pack has nothing and takes nothing,
-// until a later call can: reading goes on without it.
+// share one. Each must Close what it got. That keeps the pack from being removed,
+// not its files open: each operation opens them if need be. While the disk does
+// not let them be opened or made (it is full), the pack has nothing and takes
+// nothing: reading goes on without it.
 func (c *Cache) Pack(h v1.Hash) (*Pack, error) {
 	k, err := keyOf(h)
 	if err != nil {
@@ -114,9 +129,8 @@ func (c *Cache) handle(k key) (*Pack, error) {
 	c.mu.Unlock()
 	if err := c.acquire(p); err != nil {
 		c.logf("cache: pack cannot be opened", "pack", p.name, "err", err)
-		c.mu.Lock()
-		p.refs++
-		c.mu.Unlock()
+	} else {
+		c.release(p)
 	}
 	return p, nil
 }
@@ -129,7 +143,6 @@ func (p *Pack) Close() error {
 	p.c.mu.Lock()
 	p.handles--
 	p.c.mu.Unlock()
-	p.c.release(p)
 	return nil
 }
 
@@ -222,10 +235,16 @@ func (c *Cache) release(p *Pack) {
 	if p.refs == 0 && !p.idle {
 		p.idle = true
 		c.idle = append(c.idle, p)
-		if len(c.idle) > maxIdle {
-			victim = c.idle[0]
+		if len(c.idle) > c.maxIdle {
+			// Readers hold no reference: what was used since the last time stays.
+			for range c.maxIdle {
+				if !c.idle[0].hot.Swap(false) {
+					break
+				}
+				c.idle = append(c.idle, c.idle[0])[1:]
+			}
+			victim, c.idle = c.idle[0], c.idle[1:]
 			victim.idle = false
-			c.idle = append(c.idle[:0], c.idle[1:]...)
 		}
 	}
 	c.mu.Unlock()
@@ -242,9 +261,19 @@ func (c *Cache) release(p *Pack) {
 	}
 }
 
+// use is acquire for who goes on without the files, if there is no way to have
+// them, and finds them missing. What it returns is to be called in the end.
+func (c *Cache) use(p *Pack) (done func()) {
+	if c.acquire(p) != nil {
+		return func() {}
+	}
+	return func() { c.release(p) }
+}
+
 // open makes p's files ready. The caller holds p.fmu.
 func (p *Pack) open(create bool) error {
 	if p.file.Load() != nil {
+		p.hot.Store(true)
 		return nil
 	}
 	if p.dead {
@@ -319,14 +348,34 @@ func (p *Pack) Stored() int64 { return p.stored.Load() }
 //
 //	reader    gen ── bits ── pread ── gen
 //	eviction        clear bits ── gen+1 ── sync map ── punch
+//
+// The files are closed beside readers when others need the descriptors; then the
+// reader opens them again.
 func (p *Pack) ReadAt(b []byte, off int64, first, n uint32) (ok bool, err error) {
-	f := p.file.Load()
-	if f == nil {
-		return false, nil // the disk did not let us open it
-	}
 	if off < 0 || off > maxPack || n == 0 {
 		return false, fmt.Errorf("cache: reading pack %q at %d, %d chunks: %w", p.name, off, n, iofs.ErrInvalid)
 	}
+	if f := p.file.Load(); f != nil {
+		if ok, err = p.readFrom(f, b, off, first, n); !errors.Is(err, iofs.ErrClosed) {
+			return ok, err
+		}
+	}
+	if !p.present(first, n) || p.c.acquire(p) != nil {
+		return false, nil // the disk does not let us open it
+	}
+	defer p.c.release(p)
+	f := p.file.Load()
+	if f == nil { // removed
+		return false, nil
+	}
+	if ok, err = p.readFrom(f, b, off, first, n); errors.Is(err, iofs.ErrClosed) {
+		return false, nil
+	}
+	return ok, err
+}
+
+// readFrom is ReadAt from f. The error is fs.ErrClosed when f was closed meanwhile.
+func (p *Pack) readFrom(f *os.File, b []byte, off int64, first, n uint32) (ok bool, err error) {
 	for range 8 {
 		gen := p.gen.Load()
 		if !p.present(first, n) {
@@ -355,7 +404,7 @@ func (p *Pack) wasRead(b []byte, off int64, first, n uint32, err error) (bool, e
 		p.touch(off, int64(len(b)))
 		return true, nil
 	case errors.Is(err, iofs.ErrClosed):
-		return false, nil
+		return false, err
 	case err == io.EOF:
 		// Somebody made the pack shorter. What else of it is gone cannot be known.
 		p.c.logf("cache: pack is shorter than its map says; forgotten", "pack", p.name)
@@ -373,6 +422,9 @@ func (p *Pack) wasRead(b []byte, off int64, first, n uint32, err error) (bool, e
 func (p *Pack) touch(off, n int64) {
 	if n == 0 {
 		return
+	}
+	if !p.hot.Load() {
+		p.hot.Store(true)
 	}
 	now := p.c.clock.Load()
 	first, last := segRange(off, n)
@@ -395,6 +447,7 @@ func (p *Pack) Drop(first, n uint32) error {
 	if uint64(first)+uint64(n) > maxChunks {
 		return fmt.Errorf("cache: dropping chunk %d: %w", first, iofs.ErrInvalid)
 	}
+	defer p.c.use(p)()
 	p.mapMu.Lock()
 	defer p.mapMu.Unlock()
 	touched := make(map[int]bool)
@@ -421,6 +474,7 @@ func (p *Pack) Layout() [32]byte {
 // zero layout. When it fails the pack has nothing and takes nothing, until a
 // flush or a later opening of its files could do it.
 func (p *Pack) SetLayout(layout [32]byte) error {
+	defer p.c.use(p)()
 	p.mapMu.Lock()
 	defer p.mapMu.Unlock()
 	p.mu.Lock()

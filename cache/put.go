@@ -49,8 +49,12 @@ func notKept(err error) error {
 // write writes data at off, with room made for it. done runs under p.mu when the
 // bytes are in the file.
 func (p *Pack) write(off int64, data []byte, staged bool, done func()) error {
+	if err := p.c.acquire(p); err != nil {
+		return notKept(err)
+	}
+	defer p.c.release(p)
 	f := p.file.Load()
-	if f == nil {
+	if f == nil { // removed
 		return ErrFull
 	}
 	n := int64(len(data))

@@ -127,7 +127,7 @@ func (c *Cache) ReadShared(digest [32]byte, b []byte, off int64) (ok bool, err e
 		return false, nil
 	}
 	p, epoch := c.lookup(r.pack)
-	if epoch != r.epoch || !p.present(r.first, r.chunks) || c.acquire(p) != nil {
+	if epoch != r.epoch || c.acquire(p) != nil { // waits for a map that is being loaded
 		return false, nil
 	}
 	defer c.release(p)

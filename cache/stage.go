@@ -46,17 +46,27 @@ func (p *Pack) Staged() bool { return p.stage.Load() == stageOn }
 // caller's to know that they were. [ErrNotStaged] when they are not kept. It
 // goes on after a Commit, until something of the pack is evicted.
 func (p *Pack) ReadStaged(b []byte, off int64) (int, error) {
-	f := p.file.Load()
-	if f == nil {
-		return 0, ErrNotStaged
-	}
 	if off < 0 || off > maxPack {
 		return 0, fmt.Errorf("cache: reading staged bytes of %q at %d: %w", p.name, off, iofs.ErrInvalid)
 	}
 	if !p.stagedStill() {
 		return 0, ErrNotStaged
 	}
-	n, err := f.ReadAt(b, off)
+	n, err := 0, iofs.ErrClosed
+	if f := p.file.Load(); f != nil {
+		n, err = f.ReadAt(b, off)
+	}
+	if errors.Is(err, iofs.ErrClosed) { // beside us, see ReadAt
+		if p.c.acquire(p) != nil {
+			return 0, ErrNotStaged
+		}
+		defer p.c.release(p)
+		f := p.file.Load()
+		if f == nil { // removed
+			return 0, ErrNotStaged
+		}
+		n, err = f.ReadAt(b, off)
+	}
 	if !p.stagedStill() {
 		return 0, ErrNotStaged
 	}
@@ -87,6 +97,10 @@ func (p *Pack) DropStaged(off, n int64) {
 	if to <= from {
 		return
 	}
+	if p.c.acquire(p) != nil {
+		return
+	}
+	defer p.c.release(p)
 	p.mapMu.Lock()
 	defer p.mapMu.Unlock()
 	f := p.file.Load()
@@ -125,6 +139,10 @@ func (p *Pack) Commit(chunks func(n uint32) (off, size int64, here bool), n uint
 		return nil
 	}
 	p.mu.Unlock()
+	if err := p.c.acquire(p); err != nil {
+		return errors.Join(fmt.Errorf("cache: committing %q: %w", p.name, notKept(err)), p.Rollback())
+	}
+	defer p.c.release(p)
 	// In batches: p.mu is not held for long, and chunks runs without it.
 	const batch = 512
 	var offs, sizes [batch]int64
@@ -211,6 +229,7 @@ func (p *Pack) unstage(to uint32) error {
 	})
 	p.endStage(to)
 	p.mu.Unlock()
+	defer p.c.use(p)()
 	_, err := p.evictSegs(all)
 	return err
 }
