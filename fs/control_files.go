@@ -32,11 +32,18 @@ func table(b *bytes.Buffer, rows [][]string) error {
 	return w.Flush()
 }
 
-// oneLine makes what a registry or an image says fit for one column of one line:
-// it must not look like lines of ours, nor talk to a terminal.
+// misleads reports whether a character could make what a registry, an image or a
+// caller says look like something else: it ends a line, talks to a terminal, or
+// turns the direction of what is around it.
+func misleads(r rune) bool {
+	return unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Bidi_Control, r)
+}
+
+// oneLine makes what a registry, an image or a caller says fit for one column of
+// one line.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' {
+		if misleads(r) {
 			return ' '
 		}
 		return r

@@ -382,6 +382,11 @@ func TestLayersAndChains(t *testing.T) {
 		t.Error("a dropped layer is listed")
 	}
 
+	wantChains(w)
+}
+
+func wantChains(w *world) {
+	t := w.t
 	chains := w.list(w.ctl("chains"))
 	if len(chains) != 3 {
 		t.Errorf("chains = %q", chains)

@@ -211,35 +211,42 @@ func (c *control) danglingNames() ([]listed, error) {
 	return hexes(ids, func(id v1.Hash) v1.Hash { return id }, syscall.S_IFDIR), err
 }
 
-// layers are the layers alone, in the form that overlayfs takes.
+// layers are the layers alone, in the form that overlayfs takes. Where a layer's key
+// is not the digest of its blob, that digest is a link to it, which is not listed.
 func (c *control) layers() *folder {
+	find := func(hex string) (v1.Hash, error) {
+		if !hexRE.MatchString(hex) {
+			return v1.Hash{}, iofs.ErrNotExist
+		}
+		key, err := c.f.store.FindLayer(hash(hex))
+		return key, unsaid(err)
+	}
 	return &folder{
 		lookup: func(hex string, removing bool) (item, error) {
-			if !hexRE.MatchString(hex) {
-				return item{}, iofs.ErrNotExist
-			}
-			switch _, ok, err := c.f.store.Layer(hash(hex)); {
+			key, err := find(hex)
+			switch {
 			case err != nil:
 				return item{}, err
-			case !ok:
-				return item{}, iofs.ErrNotExist
 			case removing:
 				return leaving(), nil
+			case key.Hex != hex:
+				return item{link: key.Hex}, nil
 			}
-			return item{image: func() (images.Ino, error) { return c.f.store.LayerRoot(background(), hash(hex)) }}, nil
+			return item{image: func() (images.Ino, error) { return c.f.store.LayerRoot(background(), key) }}, nil
 		},
 		list: func() ([]listed, error) {
 			infos, err := c.f.store.Layers()
 			return hexes(infos, func(i images.LayerInfo) v1.Hash { return i.Key }, syscall.S_IFDIR), err
 		},
 		remove: func(hex string) error {
-			if !hexRE.MatchString(hex) {
-				return iofs.ErrNotExist
+			key, err := find(hex)
+			if err != nil {
+				return err
 			}
-			if _, err := c.f.store.DropLayer(background(), hash(hex)); err != nil {
+			if _, err := c.f.store.DropLayer(background(), key); err != nil {
 				return unsaid(err)
 			}
-			c.f.events.add("drop", images.Name{}, hash(hex).String())
+			c.f.events.add("drop", images.Name{}, key.String())
 			return nil
 		},
 	}

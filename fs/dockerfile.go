@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 )
 
@@ -61,7 +60,7 @@ func (b *dockerfileWriter) unclear(text string) {
 // clean reports whether text is one line of characters that can be written.
 func clean(text string) bool {
 	return utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool {
-		return r != '\t' && unicode.IsControl(r) || r == '\u2028' || r == '\u2029'
+		return r != '\t' && misleads(r)
 	})
 }
 
@@ -176,7 +175,7 @@ var runFlagRE = regexp.MustCompile(`^--(?:mount|network|security)=[A-Za-z0-9=,./
 // writable reports whether text has no characters but those of lines.
 func writable(text string) bool {
 	return utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool {
-		return r != '\n' && r != '\t' && unicode.IsControl(r) || r == '\u2028' || r == '\u2029'
+		return r != '\n' && r != '\t' && misleads(r)
 	})
 }
 

@@ -5,11 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
-	"unicode"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,7 +35,7 @@ type errorEntry struct {
 // add keeps an error. It returns false when the same one was the object's last:
 // then it need not be logged again.
 func (l *errorLog) add(name, op string, errno syscall.Errno, err error) (fresh bool) {
-	e := errorEntry{Time: time.Now().UTC(), Name: name, Op: op, Errno: unix.ErrnoName(errno), Reason: err.Error(), Count: 1}
+	e := errorEntry{Time: time.Now().UTC(), Name: name, Op: op, Errno: unix.ErrnoName(errno), Reason: reasonOf(err), Count: 1}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	fresh = true
@@ -85,13 +83,7 @@ func (l *errorLog) entries() []errorEntry {
 
 func (l *errorLog) text(b *bytes.Buffer) error {
 	for _, e := range l.entries() {
-		reason := strings.Map(func(r rune) rune { // a registry's words must not look like lines of ours
-			if unicode.IsControl(r) {
-				return ' '
-			}
-			return r
-		}, e.Reason)
-		fmt.Fprintf(b, "%s %s %s %s: %s", e.Time.Format(time.RFC3339), e.Errno, e.Op, e.Name, reason)
+		fmt.Fprintf(b, "%s %s %s %s: %s", e.Time.Format(time.RFC3339), e.Errno, e.Op, oneLine(e.Name), oneLine(e.Reason))
 		if e.Count > 1 {
 			fmt.Fprintf(b, " (%d times)", e.Count)
 		}

@@ -13,8 +13,13 @@ import (
 // older half goes.
 const maxEvents = 1 << 20
 
-// maxReason is how much of an error an event tells.
+// maxReason is how much of an error is kept: some of it is a registry's.
 const maxReason = 4096
+
+func reasonOf(err error) string {
+	reason := err.Error()
+	return reason[:min(len(reason), maxReason)]
+}
 
 // eventLog is the file .imgfs/events: what happened to the images since the
 // mount was made, a JSON object on each line. It only grows, so that `tail -f`
@@ -41,8 +46,7 @@ func (l *eventLog) add(op string, name images.Name, id string) {
 
 // fail appends the failure of what a name stands for.
 func (l *eventLog) fail(name string, err error) {
-	reason := err.Error()
-	l.append(eventEntry{Op: "error", Name: name, Error: reason[:min(len(reason), maxReason)]})
+	l.append(eventEntry{Op: "error", Name: name, Error: reasonOf(err)})
 }
 
 func eventName(n images.Name) string {

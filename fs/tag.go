@@ -88,7 +88,9 @@ func (s *namespace) retag(dir images.Ino, name, target string, out *fuse.EntryOu
 		err = fmt.Errorf("a digest names one image for ever: %w", errReadOnly)
 	default:
 		err = s.tag(target, n.Repo, n.Tag, n)
-		if errors.Is(err, iofs.ErrNotExist) || errors.Is(err, iofs.ErrInvalid) {
+		switch {
+		case errors.Is(err, errNoImage), errors.Is(err, images.ErrAmbiguous): // an image is meant
+		case errors.Is(err, iofs.ErrNotExist), errors.Is(err, iofs.ErrInvalid):
 			err = fmt.Errorf("an image cannot be changed, and as a tag: %v: %w", err, errReadOnly)
 		}
 	}
@@ -125,11 +127,15 @@ func (s *namespace) tag(target, at, name string, dst images.Name, held ...images
 	return nil
 }
 
+// errNoImage is what is said of a path that an image could have, and none has.
+var errNoImage = fmt.Errorf("no such image is here: %w", iofs.ErrNotExist)
+
 // resolve finds the image that the target of a link at/name means. It may be
 // written as a link's is, relative to the link's directory, or absolute; relative
 // to the mount's root, as docker's names are; or relative to the directory that
-// the link becomes. The error is fs.ErrNotExist when nothing is there, else
-// fs.ErrInvalid when what is there is no image. Nothing is pulled.
+// the link becomes. The error is fs.ErrNotExist when nothing is there, errNoImage
+// if an image could be, else fs.ErrInvalid when what is there is no image. Nothing
+// is pulled.
 func (s *namespace) resolve(target, at, name string) (v1.Hash, error) {
 	var candidates []string
 	if path.IsAbs(target) {
@@ -155,6 +161,8 @@ func (s *namespace) resolve(target, at, name string) (v1.Hash, error) {
 			return manifest, nil
 		}
 		switch {
+		case errors.Is(err, errNoImage) && !errors.Is(errs, images.ErrAmbiguous) && errors.Is(errs, iofs.ErrNotExist):
+			errs = fmt.Errorf("%q: %w", target, errNoImage)
 		case errors.Is(err, iofs.ErrNotExist) && !errors.Is(err, images.ErrAmbiguous):
 		case errors.Is(errs, iofs.ErrNotExist) && !errors.Is(errs, images.ErrAmbiguous):
 			errs = err
@@ -175,8 +183,8 @@ func (f *fileSystem) below(target string) (string, bool) {
 }
 
 // imageAt is the image whose root directory is at p, a clean path below the
-// mount. The error is fs.ErrNotExist when nothing is at p, and fs.ErrInvalid when
-// something else is.
+// mount. The error is fs.ErrNotExist when nothing is at p, errNoImage if an image
+// could be, and fs.ErrInvalid when something else is.
 func (s *namespace) imageAt(p string) (v1.Hash, error) {
 	parts := strings.Split(p, "/")
 	dir := ""
@@ -188,11 +196,14 @@ func (s *namespace) imageAt(p string) (v1.Hash, error) {
 		case images.DanglingDir:
 			manifest, ok, err := s.f.store.Manifest(n)
 			if err == nil && !ok {
-				err = fmt.Errorf("%q: %w", p, iofs.ErrNotExist)
+				err = fmt.Errorf("%q: %w", p, errNoImage)
 			}
 			return manifest, s.orInside(err, n, parts[3:])
 		case join(controlDir, "ids"):
 			id, err := s.f.store.FindID(n.Tag)
+			if errors.Is(err, iofs.ErrNotExist) && !errors.Is(err, images.ErrAmbiguous) {
+				err = fmt.Errorf("%q: %w", p, errNoImage)
+			}
 			if err != nil {
 				return v1.Hash{}, err
 			}
@@ -205,8 +216,10 @@ func (s *namespace) imageAt(p string) (v1.Hash, error) {
 	if dir == "" && parts[0] == controlDir || p == "." {
 		return v1.Hash{}, notAnImage(p)
 	}
+	named := false // p can be the path of an image
 	for i, part := range parts {
 		n, ok := meant(dir, part)
+		named = ok
 		if !ok {
 			if target, isLink := spelling(dir, part); !isLink || target != "." {
 				dir = join(dir, part)
@@ -221,6 +234,9 @@ func (s *namespace) imageAt(p string) (v1.Hash, error) {
 	}
 	if dir == "" || s.isMade(dir) || s.f.store.HasPath(dir) {
 		return v1.Hash{}, notAnImage(p)
+	}
+	if named {
+		return v1.Hash{}, fmt.Errorf("%q: %w", p, errNoImage)
 	}
 	return v1.Hash{}, fmt.Errorf("%q: %w", p, iofs.ErrNotExist)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	iofs "io/fs"
+	"slices"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -75,6 +76,29 @@ func (s *Store) Layer(key v1.Hash) (LayerInfo, bool, error) {
 		return LayerInfo{}, false, err
 	}
 	return s.layerInfo(rec), true, nil
+}
+
+// FindLayer returns the key of the layer that h means: h itself, or that of the
+// one layer with this blob, where images say more of it than its digest. The error
+// is fs.ErrNotExist when none is here, ErrAmbiguous when images disagree about the
+// blob.
+func (s *Store) FindLayer(h v1.Hash) (key v1.Hash, err error) {
+	_, ok, err := s.cat.layerHere(h)
+	if err != nil || ok {
+		return h, err
+	}
+	recs, err := s.cat.layersHere()
+	if err != nil {
+		return key, err
+	}
+	recs = slices.DeleteFunc(recs, func(r layerRecord) bool { return r.Desc.Digest != h })
+	switch len(recs) {
+	case 0:
+		return key, fmt.Errorf("images: finding layer %s: %w", h, iofs.ErrNotExist)
+	case 1:
+		return recs[0].Key, nil
+	}
+	return key, fmt.Errorf("images: %d layers have the blob %s, among them %s and %s: %w", len(recs), h, recs[0].Key, recs[1].Key, ErrAmbiguous)
 }
 
 // layerInfo joins what the catalogue, the cache and an open layer know.

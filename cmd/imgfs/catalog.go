@@ -119,7 +119,7 @@ func reason(mount string, want image, since time.Time) string {
 		// The name is the image's, or that of a directory on the way to it.
 		got, err := parseImage(mount, e.Name)
 		if (err == nil && strings.HasPrefix(want.path+"/", got.path+"/")) || strings.HasPrefix(want.path+"/", e.Name+"/") {
-			found = e.Reason
+			found = oneLine(e.Reason)
 		}
 	}
 	// The server names the image again, with the room that it was in.

@@ -80,7 +80,7 @@ compared. Contents are compared by their digests: nothing is read or fetched.
 }
 
 func printDifference(w io.Writer, d difference) error {
-	_, err := fmt.Fprintf(w, "%s %s\n", d.Kind, d.Path)
+	_, err := fmt.Fprintf(w, "%s %s\n", d.Kind, shownPath(d.Path))
 	return err
 }
 

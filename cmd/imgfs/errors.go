@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -119,17 +120,32 @@ func printProblem(w io.Writer, p problem) error {
 	if p.Count > 1 {
 		times = fmt.Sprintf(" (%d times)", p.Count)
 	}
-	_, err := fmt.Fprintf(w, "%s %s %s %s: %s%s\n", p.Time.Local().Format(time.RFC3339), p.Errno, p.Op, p.Name, oneLine(p.Reason), times)
+	_, err := fmt.Fprintf(w, "%s %s %s %s: %s%s\n", p.Time.Local().Format(time.RFC3339), p.Errno, p.Op, oneLine(p.Name), oneLine(p.Reason), times)
 	return err
 }
 
-// oneLine is text that cannot be taken for lines of ours: some of it is a
-// registry's.
+// misleads reports whether a character could make what a registry or an image says
+// look like something else: it ends a line, talks to a terminal, or turns the
+// direction of what is around it.
+func misleads(r rune) bool {
+	return unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Bidi_Control, r)
+}
+
+// oneLine is text of a registry or an image that cannot be taken for lines of
+// ours.
 func oneLine(text string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
+		if misleads(r) {
 			return ' '
 		}
 		return r
 	}, text)
+}
+
+// shownPath is a path in an image as it is, or quoted where it would mislead.
+func shownPath(path string) string {
+	if strings.ContainsFunc(path, misleads) {
+		return strconv.Quote(path)
+	}
+	return path
 }

@@ -103,7 +103,7 @@ func printEvent(w io.Writer, e event) error {
 	fmt.Fprintf(&line, "%s %s", e.Time.Local().Format(time.RFC3339), e.Op)
 	for _, word := range []string{e.Name, e.ID} {
 		if word != "" {
-			line.WriteString(" " + word)
+			line.WriteString(" " + oneLine(word))
 		}
 	}
 	if e.Error != "" {

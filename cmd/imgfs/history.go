@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -106,8 +105,7 @@ func (f historyFlags) rows(id string, steps []step, now time.Time) []stepRow {
 	rows := make([]stepRow, len(steps))
 	for i, s := range steps {
 		r := stepRow{
-			ID: missing, CreatedBy: strings.NewReplacer("\t", " ", "\n", " ").Replace(s.CreatedBy),
-			Comment: s.Comment, Size: shortSize(s.Size), Layer: s.Layer,
+			ID: missing, CreatedBy: oneLine(s.CreatedBy), Comment: oneLine(s.Comment), Size: shortSize(s.Size), Layer: s.Layer,
 			CreatedAt: s.Created.Local().Format(time.RFC3339),
 		}
 		// As docker: what has no time, or a made up one, has no age.

@@ -105,7 +105,7 @@ func printMatrix(w io.Writer, args []string, rows []sharing, noTrunc bool) error
 	fmt.Fprintf(out, "LAYER\tSIZE\tCOMPRESSED\tCACHED\tIMAGES\t%s\tCOMMAND\n", strings.Join(names, "\t"))
 	sums := map[string]int64{} // by what the line is called
 	for _, r := range rows {
-		digest, command := shortHex(r.Digest), strings.NewReplacer("\t", " ", "\n", " ").Replace(r.Command)
+		digest, command := shortHex(r.Digest), oneLine(r.Command)
 		if noTrunc {
 			digest = r.Digest
 		} else {

@@ -257,5 +257,5 @@ func errorsText(s mountStatus) string {
 	}
 	times := max(s.Errors, 1)
 	return fmt.Sprintf("%d, the last %s ago: %s %s: %s", times, humanAge(time.Since(s.LastError.Time)),
-		s.LastError.Errno, s.LastError.Name, oneLine(s.LastError.Reason))
+		s.LastError.Errno, oneLine(s.LastError.Name), oneLine(s.LastError.Reason))
 }

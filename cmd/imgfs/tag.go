@@ -54,6 +54,10 @@ func tag(mount, src, dst string) error {
 	if !errors.Is(err, unix.EEXIST) {
 		return tagError(err, to, src)
 	}
+	// A link into a directory that is no image would be another name.
+	if _, none := recordAt(mount, to.path); none != nil {
+		return tagError(err, to, src)
+	}
 	// The name is here: then a link into it, called as its target is, replaces it,
 	// as 'ln -sfn' does. If the image there has a file of that name, the target is
 	// the image by its ID, which is no file's name.
@@ -61,8 +65,10 @@ func tag(mount, src, dst string) error {
 	if errors.Is(err, unix.EEXIST) {
 		err = link(mount, filepath.Join(control, "ids", hexOf(from.ID)), filepath.Join(to.path, hexOf(from.ID)))
 	}
-	if errors.Is(err, unix.ENOENT) {
-		err = link(mount, from.name.path, to.path) // the name has gone meanwhile
+	if errors.Is(err, unix.ENOENT) { // one of the two has gone meanwhile
+		if err = link(mount, from.name.path, to.path); errors.Is(err, unix.EEXIST) {
+			err = unix.ENOENT
+		}
 	}
 	return tagError(err, to, src)
 }

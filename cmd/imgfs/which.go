@@ -199,9 +199,9 @@ func printOrigin(w io.Writer, o origin) error {
 	out := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
 	link := ""
 	if o.Target != "" {
-		link = " -> " + o.Target
+		link = " -> " + shownPath(o.Target)
 	}
-	fmt.Fprintf(out, "Path:\t%s%s\n", o.Path, link)
+	fmt.Fprintf(out, "Path:\t%s%s\n", shownPath(o.Path), link)
 	fmt.Fprintf(out, "Type:\t%s\n", o.Type)
 	if o.Number > 0 {
 		fmt.Fprintf(out, "Layer:\t%s (%d of %d)\n", o.Layer, o.Number, o.Layers)
