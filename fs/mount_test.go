@@ -45,6 +45,7 @@ type world struct {
 	o        Options
 	io       images.Options
 	stop     func()
+	store    *images.Store
 	fault    func(http.ResponseWriter, *http.Request, http.Handler) // answers instead of the registry, if set
 }
 
@@ -86,6 +87,7 @@ func (w *world) mount() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.store = store
 	s, err := Mount(w.dir, store, w.o)
 	if err != nil {
 		store.Close()

@@ -74,13 +74,13 @@ func without(c images.Change, a, b images.Name) images.Change {
 	return c
 }
 
-// where is the path of a name in a directory, for messages; just the name inside
-// of an image.
+// where is the path of a name in a directory, for messages.
 func (s *namespace) where(dir images.Ino, name string) string {
 	if dir.Kind() == images.KindNode {
 		if path, ok := s.f.store.NodePath(dir); ok {
 			return join(path, name)
 		}
+		return controlDir + "/…/" + name
 	} else if n, ok := s.f.store.NameOf(dir); ok {
 		return n.String() + "/…/" + name
 	}

@@ -250,15 +250,18 @@ func (s *namespace) orInside(err error, n images.Name, rest []string) error {
 		return err
 	}
 	p := join(join(n.Repo, n.Tag), path.Join(rest...))
+	var a images.Attr
 	ino, err := s.f.store.Root(background(), n)
 	for _, part := range rest {
 		if err != nil {
 			return err
 		}
 		if ino.Kind() == images.KindFile {
-			break // a link, perhaps; what it leads to is no image
+			if a.Mode&syscall.S_IFMT != syscall.S_IFLNK {
+				return fmt.Errorf("%q: %w", p, iofs.ErrNotExist)
+			}
+			break // what a link leads to is no image
 		}
-		var a images.Attr
 		if ino, _, err = s.f.store.Lookup(background(), ino, part, &a); err == nil && ino == 0 {
 			return fmt.Errorf("%q: %w", p, iofs.ErrNotExist)
 		}

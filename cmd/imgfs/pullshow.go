@@ -80,8 +80,8 @@ type pullShow struct {
 // shownLayer is a layer as it was shown last.
 type shownLayer struct {
 	pullLayer
-	said bool     // its method was printed
-	bar  *mpb.Bar // nil until its method is known
+	said, arrived bool     // its method was printed, that it has arrived was
+	bar           *mpb.Bar // nil until its method is known
 }
 
 func newPullShow(cmd *cobra.Command, mount string, want image, quiet bool) *pullShow {
@@ -166,10 +166,9 @@ func (s *pullShow) look() bool {
 			s.layer[l.Key] = shown
 			s.order = append(s.order, l.Key)
 		}
-		arrived := l.Done && !shown.Done && shown.said && l.Err == ""
 		shown.pullLayer = l
 		if s.out != nil && l.Method != "" {
-			s.show(shown, arrived)
+			s.show(shown)
 		}
 	}
 	return true
@@ -200,13 +199,14 @@ func (i image) plain() string {
 }
 
 // show brings a layer's line or bar up to date.
-func (s *pullShow) show(l *shownLayer, arrived bool) {
+func (s *pullShow) show(l *shownLayer) {
 	if s.bars == nil {
-		switch {
-		case !l.said:
+		if !l.said {
 			fmt.Fprintf(s.out, "%s: %s\n", l.short(), l.how())
-		case arrived && l.Method == methodStreaming:
+		}
+		if !l.arrived && l.Method == methodStreaming && l.Done && l.Err == "" {
 			fmt.Fprintf(s.out, "%s: arrived\n", l.short())
+			l.arrived = true
 		}
 		l.said = true
 		return
