@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -102,47 +101,5 @@ func TestLayerByBlobDigest(t *testing.T) {
 	}
 	if got := w.list(w.ctl("layers")); len(got) != 0 {
 		t.Errorf("after all layers = %q", got)
-	}
-}
-
-// A link in the root of an image, called as its target, tags the image when it
-// leads to one; what could be an image and is none is ENOENT, all else EROFS.
-func TestRetag(t *testing.T) {
-	w := newWorld(t, Options{})
-	w.push("app:1", layer(t, dir("etc/"), file("etc/me", "one")))
-	w.push("app:2", layer(t, dir("etc/"), file("etc/me", "two")))
-	w.list(w.path("app", "1"))
-	w.list(w.path("app", "2"))
-	for _, row := range []struct {
-		target, below string
-		errno         syscall.Errno
-	}{
-		{"3", "", syscall.ENOENT},
-		{"../app/3", "", syscall.ENOENT},
-		{"app/3", "", syscall.ENOENT},
-		{"app:3", "", syscall.ENOENT},
-		{w.path("app", "3"), "", syscall.ENOENT},
-		{"app/@sha256:" + strings.Repeat("0", 64), "", syscall.ENOENT},
-		{".imgfs/ids/0123456789ab", "", syscall.ENOENT},
-		{".imgfs/dangling/" + strings.Repeat("0", 64), "", syscall.ENOENT},
-		{"3", "etc", syscall.EROFS},          // not in the root
-		{w.host + "/app", "", syscall.EROFS}, // here, no image
-		{"/etc/passwd", "", syscall.EROFS},
-		{".hidden", "", syscall.EROFS}, // can be no image
-		{"../../../x", "", syscall.EROFS},
-		{".imgfs/df", "", syscall.EROFS},
-	} {
-		err := os.Symlink(row.target, filepath.Join(w.path("app", "1"), row.below, filepath.Base(row.target)))
-		w.wantErr("symlink to "+row.target, err, row.errno)
-	}
-	w.wantErr("another name", os.Symlink("app/3", w.path("app", "1", "x")), syscall.EROFS)
-	if got := w.read(w.path("app", "1", "etc", "me")); got != "one" {
-		t.Errorf("after all of them the image has %q", got)
-	}
-	if err := os.Symlink("../2", w.path("app", "1", "2")); err != nil {
-		t.Fatal(err)
-	}
-	if got := w.read(w.path("app", "1", "etc", "me")); got != "two" {
-		t.Errorf("after the tag the image has %q", got)
 	}
 }

@@ -159,9 +159,21 @@ func touches(bits uint32) bool {
 	return now != 0 && bits&^uint32(nowBits) == 0
 }
 
-// touch asks n's registry again. The caller holds the lock of the image's root
-// directory, not of the directory that has its name.
-func (s *namespace) touch(n images.Name) error {
+// manages reports whether uid may change what names stand for: as a directory of
+// the namespace has it, its owner, who mounts, and root. In the root directory of
+// an image the kernel checks the mode that whoever made the image chose.
+func (s *namespace) manages(uid uint32) bool {
+	return !s.f.o.AllowOther || uid == s.f.uid || uid == 0
+}
+
+var errNotOwner = fmt.Errorf("only who mounted may do that: %w", iofs.ErrPermission)
+
+// touch asks n's registry again, for uid. The caller holds the lock of the image's
+// root directory, not of the directory that has its name.
+func (s *namespace) touch(n images.Name, uid uint32) error {
+	if !s.manages(uid) {
+		return errNotOwner
+	}
 	if here, _, err := s.f.store.Here(n); err != nil || !here {
 		if isControl(n.Repo) {
 			return fmt.Errorf("it has no name that a registry could be asked for: %w", errReadOnly)

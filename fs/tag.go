@@ -37,9 +37,6 @@ func (s *namespace) transientAttr(out *fuse.Attr) {
 // symlink tags: name is a tag of its own from then on, for the image that target
 // leads to.
 func (s *namespace) symlink(dir images.Ino, name, target string, out *fuse.EntryOut) fuse.Status {
-	if dir.Kind() == images.KindDir {
-		return s.retag(dir, name, target, out)
-	}
 	what := s.where(dir, name)
 	at, err := s.place(dir)
 	if err != nil {
@@ -72,8 +69,9 @@ func (s *namespace) symlink(dir images.Ino, name, target string, out *fuse.Entry
 // retag is `ln -sfn SRC DST` with a DST that is here: coreutils takes it for a
 // directory to make the link in. So a link of the target's own name in the root
 // directory of an image, to an image, tags DST, as docker tag overwrites. The
-// caller holds the lock of DST's root, not of the directory that has its name.
-func (s *namespace) retag(dir images.Ino, name, target string, out *fuse.EntryOut) fuse.Status {
+// caller, who is uid, holds the lock of DST's root, not of the directory that has
+// its name.
+func (s *namespace) retag(dir images.Ino, name, target string, uid uint32, out *fuse.EntryOut) fuse.Status {
 	n, ok := s.f.store.RootOf(dir)
 	if !ok || isControl(n.Repo) || name != path.Base(target) {
 		return fuse.EROFS
@@ -84,6 +82,8 @@ func (s *namespace) retag(dir images.Ino, name, target string, out *fuse.EntryOu
 	case err != nil:
 	case !here:
 		err = iofs.ErrNotExist
+	case !s.manages(uid):
+		err = errNotOwner
 	case n.IsDigest():
 		err = fmt.Errorf("a digest names one image for ever: %w", errReadOnly)
 	default:

@@ -50,7 +50,7 @@ func (f *fileSystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.At
 		if !ok || !touches(in.Valid) {
 			return fuse.EROFS
 		}
-		if err := f.space.touch(n); err != nil {
+		if err := f.space.touch(n, in.Caller.Uid); err != nil {
 			return f.space.refused("touch", n.String(), err)
 		}
 		return f.getAttr(ino, out)
@@ -94,6 +94,9 @@ func (f *fileSystem) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newNa
 // Symlink tags, in the namespace.
 func (f *fileSystem) Symlink(_ <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
 	f.counts[opSymlink].Add(1)
+	if dir := images.Ino(h.NodeId); dir.Kind() == images.KindDir {
+		return f.space.retag(dir, name, target, h.Uid, out)
+	}
 	return f.space.symlink(images.Ino(h.NodeId), name, target, out)
 }
 

@@ -183,7 +183,7 @@ func newRow(r record, noTrunc bool, now time.Time) row {
 		CreatedSince: createdSince(r.Created, now), CreatedAt: createdAt(r.Created),
 		Size: shortSize(r.Size), SharedSize: shortSize(r.Shared), UniqueSize: shortSize(r.Unique),
 		CompressedSize: shortSize(r.Compressed), CachedSize: shortSize(r.Cached),
-		Bytes: r.Size, Compressed: r.Compressed, Shared: r.Shared, Unique: r.Unique, Cached: r.Cached, Platform: r.Platform,
+		Bytes: r.Size, Compressed: r.Compressed, Shared: r.Shared, Unique: r.Unique, Cached: r.Cached, Platform: oneLine(r.Platform),
 	}
 	if r.Dangling {
 		out.Digest = noTag

@@ -166,6 +166,9 @@ func pruneImage(mount string, r record) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	if now, err := recordAt(mount, f.name.path); err == nil && now.ID != r.ID {
+		return nil, nil // the name stands for another image by now
+	}
 	err = rmdir(mount, f.name.path, f.name)
 	if errors.As(err, new(notHere)) {
 		err = nil
