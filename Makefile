@@ -11,6 +11,8 @@ MAKEFLAGS += --no-print-directory
 
 GO ?= go
 MOUNT ?= /mnt/images
+PREFIX ?= /usr/local
+DESTDIR ?=
 IMAGE ?= debian/stable-slim
 FUZZTIME ?= 60s
 BENCHTIME ?= 1s
@@ -20,13 +22,26 @@ rooms = $(shell $(GO) list ./... | grep -v /integration)
 # Mounting and unpacking take root; the files that root's build makes stay apart.
 ASROOT := $(shell [ "$$(id -u)" = 0 ] || echo 'sudo -E env "PATH=$(PATH)" GOCACHE=/var/tmp/imgfs-root-cache')
 
-.PHONY: help build run umount deps check lint test unit integration race bench fuzz clean
+.PHONY: help build install man run umount deps check lint test unit integration race bench fuzz clean
 
 help: ## say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 build: ## bin/imgfs
 	$(GO) build -trimpath -o bin/imgfs ./cmd/imgfs
+
+man: build ## docs/man, from the help texts
+	rm -rf docs/man
+	bin/imgfs man docs/man
+
+install: build ## the binary, mount(8)'s helper, man pages and completions, below PREFIX=/usr/local
+	install -D -m 755 bin/imgfs $(DESTDIR)$(PREFIX)/bin/imgfs
+	install -d $(DESTDIR)/sbin $(DESTDIR)$(PREFIX)/share/man/man1
+	ln -sf $(PREFIX)/bin/imgfs $(DESTDIR)/sbin/mount.fuse.imgfs
+	install -m 644 docs/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+	bin/imgfs completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/imgfs
+	bin/imgfs completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_imgfs
 
 run: ## install what is missing, build, mount at MOUNT=/mnt/images, list an image
 	@scripts/need.sh fusermount3=fuse3
