@@ -255,7 +255,7 @@ func (t *txn) deleteImage(digest v1.Hash) error {
 	}
 	sum.Images--
 	e := &t.effects
-	e.orphan = append(e.orphan, digest)
+	t.orphan(digest)
 	keys := make([]v1.Hash, len(rec.Layers))
 	for i, l := range rec.Layers {
 		keys[i] = l.Key
@@ -263,10 +263,18 @@ func (t *txn) deleteImage(digest v1.Hash) error {
 	e.stacks = append(e.stacks, keys)
 	if t.first(bucketIDs, []byte(rec.Config.Hex+"\x00")) == nil {
 		e.Deleted = append(e.Deleted, rec.Config)
-		e.orphan = append(e.orphan, rec.Config)
+		t.orphan(rec.Config)
 	}
 	e.lines = append(e.lines, journalLine{Op: journalDeleted, Image: digest, Time: now()})
 	return nil
+}
+
+// orphan notes that a blob is of no more use, unless it is an image's manifest or
+// config: a manifest may name whatever it likes as its config.
+func (t *txn) orphan(h v1.Hash) {
+	if t.get(bucketImages, hashKey(h)) == nil && t.first(bucketIDs, []byte(h.Hex+"\x00")) == nil {
+		t.effects.orphan = append(t.effects.orphan, h)
+	}
 }
 
 // setNamed counts the layers of an image that got its first name, or lost its last.

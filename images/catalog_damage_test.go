@@ -531,3 +531,52 @@ func TestRebuildWithoutBlobs(t *testing.T) {
 	defer c.close()
 	agree(t, c)
 }
+
+// A catalogue that could not be made again is left as it was, with its journal, for
+// the next time.
+func TestRebuildInterrupted(t *testing.T) {
+	path, blobs, names, want := populated(t)
+	if err := os.Truncate(path, 100); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(filepath.Dir(path), "blobs")
+	if err := errors.Join(os.Rename(dir, dir+" away"), os.WriteFile(dir, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if c, _, err := openCatalog(path, blobs); err == nil {
+		c.close()
+		t.Fatal("a catalogue was made without a directory of blobs")
+	}
+	if st, err := os.Stat(path); err != nil || st.Size() != 100 || len(asides(t, path)) != 0 {
+		t.Errorf("the damaged catalogue was touched: %v, set aside: %v", err, asides(t, path))
+	}
+	if err := errors.Join(os.Remove(dir), os.Rename(dir+" away", dir)); err != nil {
+		t.Fatal(err)
+	}
+	for round := range 2 {
+		c, damage, err := openCatalog(path, blobs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (damage != nil) != (round == 0) || len(asides(t, path)) != 1 {
+			t.Errorf("opened %d times: damage = %v, set aside: %v", round+1, damage, asides(t, path))
+		}
+		if diff := cmp.Diff(want, said(t, &Store{cat: c}, names)); diff != "" {
+			t.Errorf("opened %d times (-want +got):\n%s", round+1, diff)
+		}
+		c.close()
+	}
+}
+
+// Lines that were not written whole are in the journal once there is room.
+func TestJournalStale(t *testing.T) {
+	s, path := testCatalog(t)
+	add(t, s.cat, Name{"a", "1"}, "base")
+	s.cat.journal.f.Close() // writing fails
+	add(t, s.cat, Name{"b", "1"}, "base")
+	add(t, s.cat, Name{"c", "1"}, "base")
+	h, bad := replayJournal(bytes.NewReader(read(t, journalPath(path))))
+	if len(h.names) != 3 || bad != 0 {
+		t.Errorf("the journal has the names %v, and %d bad lines", h.names, bad)
+	}
+}

@@ -291,8 +291,8 @@ func (c *catalog) remove(n Name) (Change, error) {
 // orphanTop notes that what the registry answered for rec is of no more use, unless
 // it is an image itself.
 func (t *txn) orphanTop(rec nameRecord) {
-	if rec.Top != rec.Image && rec.Top.Algorithm == "sha256" && t.get(bucketImages, hashKey(rec.Top)) == nil {
-		t.effects.orphan = append(t.effects.orphan, rec.Top)
+	if rec.Top != rec.Image && rec.Top.Algorithm == "sha256" {
+		t.orphan(rec.Top)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -68,7 +69,8 @@ func tryCatalog(path string, blobs blobSource) (c *catalog, err error) {
 	case err != nil:
 		var pathErr *iofs.PathError
 		var sysErr *os.SyscallError
-		if errors.As(err, &pathErr) || errors.As(err, &sysErr) {
+		var errno syscall.Errno // of mapping it, say: there is no memory
+		if errors.As(err, &pathErr) || errors.As(err, &sysErr) || errors.As(err, &errno) {
 			return nil, err
 		}
 		return nil, fmt.Errorf("%w: %v", errDamaged, err) // shorter than one page, say
@@ -152,7 +154,9 @@ func (c *catalog) prepare(path string, blobs blobSource) error {
 func (c *catalog) close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.journal.rewrite(c)
+	if c.broken == nil {
+		c.journal.rewrite(c)
+	}
 	c.journal.close()
 	if c.broken != nil {
 		return c.broken // closing would wait for locks that nobody gives back

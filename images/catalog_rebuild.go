@@ -15,11 +15,14 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// replaceCatalog sets a damaged catalogue aside and makes another one of what the
-// blobs and the journal say. lost says that there is none at all.
+// replaceCatalog makes another catalogue of what the blobs and the journal say, and
+// puts it in the place of a damaged one, which it sets aside. Until the new one is
+// whole a crash leaves the old one and the journal, to begin again. lost says that
+// there is none at all.
 func replaceCatalog(path string, blobs blobSource, lost bool, why error) (c *catalog, damage, err error) {
 	aside := path + ".damaged-" + now().Format("20060102T150405.000Z")
-	if err := os.Rename(path, aside); err != nil && !(lost && errors.Is(err, iofs.ErrNotExist)) {
+	fresh := path + ".new"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, iofs.ErrNotExist) {
 		return nil, nil, err
 	}
 	var h history
@@ -30,10 +33,13 @@ func replaceCatalog(path string, blobs blobSource, lost bool, why error) (c *cat
 	} else {
 		h, _ = replayJournal(bytes.NewReader(nil))
 	}
-	if c, err = tryCatalog(path, blobs); err != nil {
+	if c, err = tryCatalog(fresh, blobs); err != nil {
 		return nil, nil, err
 	}
 	names, dangling, err := c.rebuild(&h, blobs, filepath.Join(filepath.Dir(path), "blobs", "sha256"))
+	if err == nil {
+		err = replace(path, fresh, aside)
+	}
 	if err != nil {
 		c.close()
 		return nil, nil, fmt.Errorf("rebuilding it: %w", err)
@@ -46,6 +52,20 @@ func replaceCatalog(path string, blobs blobSource, lost bool, why error) (c *cat
 	}
 	return c, fmt.Errorf("images: the catalogue %q %s: it was made again, with %d names and %d dangling images; %d names are lost, and %d lines of the journal could not be read",
 		path, what, names, dangling, lostNames, bad), nil
+}
+
+// replace renames fresh to path, and what is at path, if anything, to aside.
+func replace(path, fresh, aside string) error {
+	if err := os.Link(path, aside); err != nil && !errors.Is(err, iofs.ErrNotExist) {
+		if err := os.Rename(path, aside); err != nil { // no links here
+			return err
+		}
+	}
+	if err := os.Rename(fresh, path); err != nil {
+		return err
+	}
+	syncParent(path)
+	return nil
 }
 
 // rebuild fills an empty catalogue with the images whose manifest and config are

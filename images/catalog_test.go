@@ -2,6 +2,7 @@ package images
 
 import (
 	"errors"
+	"fmt"
 	iofs "io/fs"
 	"path/filepath"
 	"strings"
@@ -72,6 +73,62 @@ func TestCatalogSequences(t *testing.T) {
 		if again.image.Layers[2].Seq == old {
 			t.Errorf("sequence %d was given twice", old)
 		}
+	}
+}
+
+// After the last number of a view the first ones are given again, but for those
+// that a name has, or somebody who opened it in this run.
+func TestViewsWrap(t *testing.T) {
+	s, path := testCatalog(t)
+	cat := s.cat
+	give := func(tag string) uint32 {
+		t.Helper()
+		p := add(t, cat, Name{"u", tag}, "base")
+		seq, ok := cat.viewOf(Name{"u", tag}, p.digest)
+		if !ok {
+			t.Fatalf("%s has no view", tag)
+		}
+		return seq
+	}
+	for i := range uint32(4) {
+		if got := give(fmt.Sprint(i)); got != i+1 {
+			t.Fatalf("view %d has the number %d", i, got)
+		}
+	}
+	if _, err := cat.remove(Name{"u", "1"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cat.write(func(t *txn) error { return setCounter(t.Bucket(bucketMeta), "view", maxSeq-1) }); err != nil {
+		t.Fatal(err)
+	}
+	if got := give("last"); got != maxSeq {
+		t.Errorf("the last number is %d, want %d", got, maxSeq)
+	}
+	if got := give("again"); got != 5 {
+		t.Errorf("after the last number comes %d, want 5: 2 is of a view that somebody may have", got)
+	}
+	cat.close()
+	cat, _, err := openCatalog(path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cat.close()
+	if _, err := cat.write(func(t *txn) error { return setCounter(t.Bucket(bucketMeta), "view", maxSeq) }); err != nil {
+		t.Fatal(err)
+	}
+	p := add(t, cat, Name{"u", "new"}, "base")
+	if got, _ := cat.viewOf(Name{"u", "new"}, p.digest); got != 2 {
+		t.Errorf("after a restart the number is %d, want 2, which nobody has", got)
+	}
+	if _, err := cat.write(func(t *txn) error {
+		for range 10 {
+			if n, err := t.nextView(5); err == nil {
+				return fmt.Errorf("%d was given, though 1 to 5 are taken", n)
+			}
+		}
+		return errUnchanged
+	}); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -15,7 +15,7 @@ func (t *txn) putView(n Name, image v1.Hash, depth int) (uint32, error) {
 	if v := t.get(bucketViews, key); len(v) == 8 {
 		return uint32(binary.BigEndian.Uint64(v)), nil
 	}
-	seq, err := t.next("view", maxSeq)
+	seq, err := t.nextView(maxSeq)
 	if err != nil {
 		return 0, err
 	}
@@ -23,6 +23,26 @@ func (t *txn) putView(n Name, image v1.Hash, depth int) (uint32, error) {
 		return 0, err
 	}
 	return uint32(seq), t.store(bucketView, seqKey(seq), viewRecord{Name: n, Image: image, Depth: depth})
+}
+
+// nextView gives a number that no view has. After the last it begins again: views
+// that were retired since the store was opened still have theirs, who had the
+// others is gone.
+func (t *txn) nextView(limit uint64) (uint64, error) {
+	last := counter(t.Bucket(bucketMeta), "view")
+	cur := t.Bucket(bucketView).Cursor()
+	for _, span := range [][2]uint64{{last + 1, limit}, {1, min(last, limit)}} {
+		n := span[0]
+		for k, _ := cur.Seek(seqKey(n)); k != nil && binary.BigEndian.Uint64(k) == n; k, _ = cur.Next() {
+			t.c.reads.Add(1)
+			n++
+		}
+		t.c.reads.Add(1)
+		if n <= span[1] {
+			return n, setCounter(t.Bucket(bucketMeta), "view", n)
+		}
+	}
+	return 0, fmt.Errorf("images: no number left for another view (limit %d)", limit)
 }
 
 // retire gives the view under key up: what comes back under its name is another

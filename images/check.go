@@ -6,6 +6,7 @@ import (
 	"fmt"
 	iofs "io/fs"
 	"slices"
+	"syscall"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -82,10 +83,21 @@ func (c *checker) each(ctx context.Context, kind cache.Kind, n *int, f func(v1.H
 	})
 }
 
+// elsewhere reports whether err says nothing about the file that was to be
+// checked: the system has no descriptor or memory left, or the catalogue is damaged.
+func elsewhere(err error) bool {
+	for _, of := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EINTR, errDamaged} {
+		if errors.Is(err, of) {
+			return true
+		}
+	}
+	return false
+}
+
 func (c *checker) blobs(ctx context.Context) error {
 	return c.each(ctx, cache.Blob, &c.Blobs, func(h v1.Hash) error {
 		err := c.s.cache.VerifyBlob(h)
-		if err == nil || errors.Is(err, iofs.ErrNotExist) {
+		if err == nil || errors.Is(err, iofs.ErrNotExist) || elsewhere(err) {
 			return err
 		}
 		c.found("blob", h.String(), err, func() error { return c.s.cache.Remove(cache.Blob, h) })
@@ -96,7 +108,7 @@ func (c *checker) blobs(ctx context.Context) error {
 func (c *checker) indexes(ctx context.Context) error {
 	return c.each(ctx, cache.Index, &c.Indexes, func(h v1.Hash) error {
 		err := c.index(h)
-		if err == nil || errors.Is(err, iofs.ErrNotExist) {
+		if err == nil || errors.Is(err, iofs.ErrNotExist) || elsewhere(err) {
 			return err
 		}
 		c.found("index", h.String(), err, func() error { return c.s.remakeIndex(h, err) })
@@ -198,7 +210,7 @@ func (c *checker) trees(ctx context.Context) error {
 	}
 	return c.each(ctx, cache.Tree, &c.Trees, func(h v1.Hash) error {
 		err := c.tree(h, here[h])
-		if err == nil || errors.Is(err, iofs.ErrNotExist) {
+		if err == nil || errors.Is(err, iofs.ErrNotExist) || elsewhere(err) {
 			return err
 		}
 		c.found("tree", h.String(), err, func() error { return c.s.remakeTree(h, err) })

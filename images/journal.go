@@ -24,6 +24,7 @@ type journal struct {
 	f     *os.File // nil when it cannot be written
 	size  int64
 	fresh int64 // its size when it was last written anew
+	stale bool  // a line could not be written whole
 }
 
 // The operations of a journal.
@@ -65,8 +66,9 @@ func (j *journal) append(c *catalog, lines []journalLine) {
 		}
 		data = append(append(data, line...), '\n')
 	}
-	n, _ := j.f.Write(data)
-	if j.size += int64(n); j.size > 4*j.fresh+slack {
+	n, err := j.f.Write(data)
+	j.stale = j.stale || err != nil
+	if j.size += int64(n); j.stale || j.size > 4*j.fresh+slack {
 		j.rewrite(c)
 	}
 }
@@ -99,14 +101,18 @@ func (j *journal) rewrite(c *catalog) {
 		os.Remove(j.path + ".new")
 		return
 	}
-	if d, err := os.Open(filepath.Dir(j.path)); err == nil {
-		d.Sync()
-		d.Close()
-	}
+	syncParent(j.path)
 	j.close()
-	j.f = f
+	j.f, j.stale = f, false
 	if st, err := f.Stat(); err == nil {
 		j.size, j.fresh = st.Size(), st.Size()
+	}
+}
+
+func syncParent(path string) {
+	if d, err := os.Open(filepath.Dir(path)); err == nil {
+		d.Sync()
+		d.Close()
 	}
 }
 
