@@ -50,7 +50,7 @@ func tag(mount, src, dst string) error {
 	if from.name.path == to.path {
 		return nil
 	}
-	err = link(mount, from.name.path, to.path)
+	err = to.link(mount, from.name.path, "")
 	if !errors.Is(err, unix.EEXIST) {
 		return tagError(err, to, src)
 	}
@@ -61,25 +61,27 @@ func tag(mount, src, dst string) error {
 	// The name is here: then a link into it, called as its target is, replaces it,
 	// as 'ln -sfn' does. If the image there has a file of that name, the target is
 	// the image by its ID, which is no file's name.
-	err = link(mount, from.name.path, filepath.Join(to.path, filepath.Base(from.name.path)))
+	err = to.link(mount, from.name.path, filepath.Base(from.name.path))
 	if errors.Is(err, unix.EEXIST) {
-		err = link(mount, filepath.Join(control, "ids", hexOf(from.ID)), filepath.Join(to.path, hexOf(from.ID)))
+		err = to.link(mount, filepath.Join(control, "ids", hexOf(from.ID)), hexOf(from.ID))
 	}
 	if errors.Is(err, unix.ENOENT) { // one of the two has gone meanwhile
-		if err = link(mount, from.name.path, to.path); errors.Is(err, unix.EEXIST) {
+		if err = to.link(mount, from.name.path, ""); errors.Is(err, unix.EEXIST) {
 			err = unix.ENOENT
 		}
 	}
 	return tagError(err, to, src)
 }
 
-// link makes path a symbolic link to target, both below the mount.
-func link(mount, target, path string) error {
-	rel, err := filepath.Rel(filepath.Dir(path), target)
+// link makes the image's path, or name in it, a symbolic link to target, which is
+// a path below the mount. Either way the mount takes the target as seen from the
+// directory that has the image.
+func (i image) link(mount, target, name string) error {
+	rel, err := filepath.Rel(filepath.Dir(i.path), target)
 	if err != nil {
 		return err
 	}
-	return unix.Symlink(rel, filepath.Join(mount, path))
+	return unix.Symlink(rel, filepath.Join(mount, i.path, name))
 }
 
 func tagError(err error, to image, src string) error {
