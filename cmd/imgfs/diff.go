@@ -87,20 +87,24 @@ func printDifference(w io.Writer, d difference) error {
 // treeOf is the directory that an argument of diff means: that of an image, a
 // layer or a chain. It pulls nothing.
 func treeOf(mount, text string) (string, error) {
-	hex := hexOf(text)
+	kinds, hex := []string{"layers", "chains"}, hexOf(text)
+	inControl := false
 	if rel, ok := controlPath(mount, text); ok {
 		// One of an image of .imgfs is resolve's.
-		if kind, name, _ := strings.Cut(strings.TrimPrefix(rel, control+"/"), "/"); kind == "layers" || kind == "chains" {
-			hex = name
+		if kind, name, _ := strings.Cut(strings.TrimPrefix(rel, control+"/"), "/"); slices.Contains(kinds, kind) {
+			kinds, hex, inControl = []string{kind}, name, true
 		}
 	}
-	if len(hex) == 64 && idForm.MatchString(hex) {
-		for _, kind := range []string{"layers", "chains"} {
+	if inControl || len(hex) == 64 && idForm.MatchString(hex) {
+		for _, kind := range kinds {
 			dir := filepath.Join(mount, control, kind, hex)
 			if _, err := os.Lstat(dir); err == nil {
 				return dir, nil
 			}
 		}
+	}
+	if inControl {
+		return "", fmt.Errorf("%q: no such layer or intermediate image here", text)
 	}
 	img, err := resolve(mount, text)
 	if err != nil {

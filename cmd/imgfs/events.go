@@ -122,8 +122,9 @@ type eventWatch struct {
 	out          io.Writer
 	print        func(io.Writer, event) error
 
-	size int64  // of the file, as far as it was read
-	last []byte // the last line that was read, with its end
+	size    int64     // of the file, as far as it was read
+	changed time.Time // when it was then
+	last    []byte    // the last line that was read, with its end
 }
 
 // watch prints until the context or the span ends. The file is not kept open, so
@@ -149,7 +150,8 @@ func (w *eventWatch) watch(ctx context.Context) error {
 // look prints what is new.
 func (w *eventWatch) look() error {
 	info, err := os.Stat(w.file)
-	if err == nil && info.Size() == w.size {
+	// The size alone may be the same after the older half was dropped.
+	if err == nil && info.Size() == w.size && info.ModTime().Equal(w.changed) {
 		return nil
 	}
 	var text []byte
@@ -179,7 +181,7 @@ func (w *eventWatch) look() error {
 			return err
 		}
 	}
-	w.size = int64(len(text) - len(fresh))
+	w.size, w.changed = int64(len(text)-len(fresh)), info.ModTime()
 	return nil
 }
 
