@@ -190,7 +190,7 @@ func TestTagLn(t *testing.T) {
 	w.wantNoSh("cd $H/debian && ln -sfT ../1 z", "cannot overwrite directory")
 	w.wantSh("cd $H/debian && ln -sfn ../1 z", "")
 	w.wantSh("cd $H/debian && ln -sfT ../1 new && cat new/a", "debian:1")
-	w.wantNoSh("ln -sfn $H/debian/nosuch $H/debian/x", "Read-only")
+	w.wantNoSh("ln -sfn $H/debian/nosuch $H/debian/x", "No such file")
 	w.wantNoSh("ln -sfn /etc/passwd $H/debian/x", "Read-only")
 	w.wantReason("EROFS", "symlink", "debian:x")
 	w.wantNoSh("ln -s $H/debian/2 $H/debian/x/y", "Read-only")
