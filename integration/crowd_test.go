@@ -16,7 +16,6 @@ type crowd struct {
 	s *stock
 	n int // images that are here
 
-	opened int // images that the server has opened since it started
 }
 
 func startCrowd(t testing.TB) *crowd {
@@ -41,17 +40,6 @@ func crowdPath(i int) string { return fmt.Sprintf("r%03d/t%d", i/10, i%10) }
 // grow brings images here until there are n, by mkdir, several at a time.
 func (c *crowd) grow(n int) {
 	c.t.Helper()
-	// The server keeps two descriptors for each layer that it has opened.
-	var limit unix.Rlimit
-	c.must(unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
-	for most := int(min(limit.Max, 1<<20)) / 3; c.opened+n-c.n > most; {
-		if part := most - c.opened; part > 0 {
-			c.grow(c.n + part)
-		}
-		c.restart()
-		c.opened = 0
-	}
-	c.opened += n - c.n
 	for i := c.n; i < n+1; i++ { // and one for one()
 		if i == len(c.s.kinds) {
 			c.s.make(c.t, i)
