@@ -75,6 +75,7 @@ func (w *world) images(repoTags ...string) (list []v1.Image) {
 		if err := os.MkdirAll(w.path(repo, tag), 0o755); err != nil {
 			w.t.Fatal(err)
 		}
+		w.read(w.path(repo, tag, "a")) // its layer has been asked for
 	}
 	w.requests.Store(0)
 	return list

@@ -23,6 +23,7 @@ func TestTagTargets(t *testing.T) {
 	w.push("debian:13", layer(t, file("a", "13")))
 	w.push("gone:1", layer(t, file("a", "gone again"), file("b", "")))
 	w.wantSh("touch $H/gone/1", "")
+	w.read(w.path("gone", "1", "a")) // its layer has been asked for
 	w.requests.Store(0)
 
 	reads := map[string]string{}
