@@ -66,6 +66,15 @@ func bytesOr(n int64, unknown string) string {
 	return strconv.FormatInt(n, 10)
 }
 
+// madeAt is a time for people; images that do not say when they were made are
+// many.
+func madeAt(t time.Time) string {
+	if t.IsZero() {
+		return "N/A"
+	}
+	return t.Format(time.RFC3339)
+}
+
 // imageJSON is one element of images.json.
 type imageJSON struct {
 	Repository string    `json:"repository"`
@@ -128,7 +137,7 @@ func (c *control) imagesText(b *bytes.Buffer) error {
 	}
 	rows := [][]string{{"REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"}}
 	for _, i := range list {
-		rows = append(rows, []string{i.Repository, i.Tag, shortID(i.ID), i.Created.Format(time.RFC3339), bytesOr(i.Size, "arriving")})
+		rows = append(rows, []string{i.Repository, i.Tag, shortID(i.ID), madeAt(i.Created), bytesOr(i.Size, "arriving")})
 	}
 	return table(b, rows)
 }

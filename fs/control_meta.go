@@ -117,7 +117,7 @@ func (c *control) metaImage(n images.Name) *folder {
 	items := map[string]item{
 		"digest":        line(func(i images.Info) string { return i.Top.String() }),
 		"id":            line(func(i images.Info) string { return i.ID.String() }),
-		"created":       line(func(i images.Info) string { return i.Created.Format(time.RFC3339) }),
+		"created":       line(func(i images.Info) string { return madeAt(i.Created) }),
 		"size":          info(sizeText),
 		"size.json":     info(func(b *bytes.Buffer, i images.Info) error { return encode(b, imageOf(i)) }),
 		"config.json":   details(func(b *bytes.Buffer, d *imageDetails) error { b.Write(d.RawConfig); return nil }),
@@ -210,7 +210,7 @@ func historyText(b *bytes.Buffer, d *imageDetails) error {
 	rows := [][]string{{"IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"}}
 	id := d.ID.String()
 	for _, s := range slices.Backward(d.steps) {
-		rows = append(rows, []string{id, s.Created.Format(time.RFC3339), oneLine(s.CreatedBy), bytesOr(s.Size, "arriving"), oneLine(s.Comment)})
+		rows = append(rows, []string{id, madeAt(s.Created), oneLine(s.CreatedBy), bytesOr(s.Size, "arriving"), oneLine(s.Comment)})
 		id = "<missing>"
 	}
 	return table(b, rows)
