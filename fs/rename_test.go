@@ -18,15 +18,76 @@ func rename2(from, to string, flags uint) error {
 	return unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, flags)
 }
 
+// renameCase is a rename among debian:1, debian:2 and team/app:v1.
+type renameCase struct {
+	from, to string // below the registry's directory; from the mount's root when they begin with "/"
+	flags    uint
+	errno    syscall.Errno
+	want     map[string]string // all images of debian and team/app afterwards; nil: as before
+}
+
+func (c renameCase) run(t *testing.T) {
+	w := newWorld(t, Options{})
+	var was = map[string]string{"debian/1": "debian:1", "debian/2": "debian:2", "team/app/v1": "team/app:v1"}
+	for _, rt := range []string{"debian:1", "debian:2", "team/app:v1"} {
+		w.push(rt, layer(t, file("a", rt), dir("d/")))
+		w.read(w.path(strings.Replace(rt, ":", "/", 1), "a"))
+	}
+	w.requests.Store(0)
+	path := func(p string) string {
+		if strings.HasPrefix(p, "/") {
+			return filepath.Join(w.dir, p)
+		}
+		return w.path(p)
+	}
+	err := rename2(path(c.from), path(c.to), c.flags)
+	if c.errno == syscall.EPERM && errors.Is(err, syscall.ENOENT) && strings.HasPrefix(c.to, "/.imgfs/") {
+		err = syscall.EPERM // there is no such directory in .imgfs
+	}
+	if c.errno != 0 {
+		w.wantErr("rename", err, c.errno)
+	} else if err != nil {
+		t.Error(err)
+	}
+	want := was
+	if c.want != nil {
+		want = c.want
+	}
+	// At once, as this process sees it and as another one does.
+	seen, other := map[string]string{}, map[string]string{}
+	for _, repo := range []string{"debian", "team/app"} {
+		entries, _ := os.ReadDir(w.path(repo))
+		for _, e := range entries {
+			p := repo + "/" + e.Name()
+			seen[p] = w.read(w.path(p, "a"))
+			if other[p], err = w.sh("cat $H/" + p + "/a"); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	for _, got := range []map[string]string{seen, other} {
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("images = %v, want %v", got, want)
+		}
+	}
+	for p := range was {
+		if want[p] == "" {
+			_, err := os.Stat(w.path(p))
+			w.wantErr("stat of what was moved", err, syscall.ENOENT)
+		}
+	}
+	if got := w.requests.Load(); got != 0 {
+		t.Errorf("%d requests", got)
+	}
+	if strings.Contains("EPERM EROFS ENOTEMPTY", unix.ErrnoName(c.errno)) && c.errno != 0 && c.to != "" && !strings.HasPrefix(c.to, "/.imgfs/") {
+		w.wantReason(unix.ErrnoName(c.errno), "rename")
+	}
+}
+
 // Every kind of source and of target, and what a rename of one onto the other is.
 func TestRename(t *testing.T) {
 	const excl, swap = unix.RENAME_NOREPLACE, unix.RENAME_EXCHANGE
-	for _, c := range []struct {
-		from, to string // below the registry's directory; from the mount's root when they begin with "/"
-		flags    uint
-		errno    syscall.Errno
-		want     map[string]string // all images of debian and team/app afterwards; nil: as before
-	}{
+	for _, c := range []renameCase{
 		{"debian/1", "debian/x", 0, 0, map[string]string{"debian/x": "debian:1", "debian/2": "debian:2", "team/app/v1": "team/app:v1"}},
 		{"debian/1", "debian/x", excl, 0, map[string]string{"debian/x": "debian:1", "debian/2": "debian:2", "team/app/v1": "team/app:v1"}},
 		{"debian/1", "team/app/x", 0, 0, map[string]string{"team/app/x": "debian:1", "debian/2": "debian:2", "team/app/v1": "team/app:v1"}},
@@ -77,63 +138,7 @@ func TestRename(t *testing.T) {
 		{"debian/1", "/.imgfs/x", 0, syscall.EPERM, nil},
 		{"debian/1", "/.imgfs/dangling/x", 0, syscall.EPERM, nil},
 	} {
-		t.Run(fmt.Sprintf("%s %s %d", c.from, strings.TrimSuffix(c.to, strings.Repeat("x", 128)), c.flags), func(t *testing.T) {
-			w := newWorld(t, Options{})
-			var was = map[string]string{"debian/1": "debian:1", "debian/2": "debian:2", "team/app/v1": "team/app:v1"}
-			for _, rt := range []string{"debian:1", "debian:2", "team/app:v1"} {
-				w.push(rt, layer(t, file("a", rt), dir("d/")))
-				w.read(w.path(strings.Replace(rt, ":", "/", 1), "a"))
-			}
-			w.requests.Store(0)
-			path := func(p string) string {
-				if strings.HasPrefix(p, "/") {
-					return filepath.Join(w.dir, p)
-				}
-				return w.path(p)
-			}
-			err := rename2(path(c.from), path(c.to), c.flags)
-			if c.errno == syscall.EPERM && errors.Is(err, syscall.ENOENT) && strings.HasPrefix(c.to, "/.imgfs/") {
-				err = syscall.EPERM // there is no such directory in .imgfs
-			}
-			if c.errno != 0 {
-				w.wantErr("rename", err, c.errno)
-			} else if err != nil {
-				t.Error(err)
-			}
-			want := was
-			if c.want != nil {
-				want = c.want
-			}
-			// At once, as this process sees it and as another one does.
-			seen, other := map[string]string{}, map[string]string{}
-			for _, repo := range []string{"debian", "team/app"} {
-				entries, _ := os.ReadDir(w.path(repo))
-				for _, e := range entries {
-					p := repo + "/" + e.Name()
-					seen[p] = w.read(w.path(p, "a"))
-					if other[p], err = w.sh("cat $H/" + p + "/a"); err != nil {
-						t.Error(err)
-					}
-				}
-			}
-			for _, got := range []map[string]string{seen, other} {
-				if fmt.Sprint(got) != fmt.Sprint(want) {
-					t.Errorf("images = %v, want %v", got, want)
-				}
-			}
-			for p := range was {
-				if want[p] == "" {
-					_, err := os.Stat(w.path(p))
-					w.wantErr("stat of what was moved", err, syscall.ENOENT)
-				}
-			}
-			if got := w.requests.Load(); got != 0 {
-				t.Errorf("%d requests", got)
-			}
-			if strings.Contains("EPERM EROFS ENOTEMPTY", unix.ErrnoName(c.errno)) && c.errno != 0 && c.to != "" && !strings.HasPrefix(c.to, "/.imgfs/") {
-				w.wantReason(unix.ErrnoName(c.errno), "rename")
-			}
-		})
+		t.Run(fmt.Sprintf("%s %s %d", c.from, strings.TrimSuffix(c.to, strings.Repeat("x", 128)), c.flags), c.run)
 	}
 }
 
