@@ -74,6 +74,7 @@ Times are RFC 3339 (2026-01-02T15:04:05Z), or durations before now (10m, 2h).
 			w.mount, w.file = mount, filepath.Join(mount, control, "events")
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
 			defer stop()
+			context.AfterFunc(ctx, stop) // another signal is not asked
 			return w.watch(ctx)
 		},
 	}

@@ -52,6 +52,7 @@ status is 1 when something is damaged and was not repaired.
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
 			defer stop()
+			context.AfterFunc(ctx, stop) // another signal is not asked
 			run := checkup{repair: repair, plain: format == "", print: print, out: cmd.OutOrStdout()}
 			return run.check(ctx, cmd, c)
 		},

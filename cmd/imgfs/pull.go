@@ -7,7 +7,6 @@ import (
 	"math"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -59,11 +58,12 @@ stream; an interrupt ends the waiting alone.`,
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
 			defer stop()
+			context.AfterFunc(ctx, stop) // another signal is not asked
 			var failed error
 			for _, want := range wanted {
 				err := pull(ctx, cmd, mount, want, f.quiet)
 				if err == nil && f.all {
-					err = readAll(cmd, mount, want)
+					err = readAll(ctx, cmd, mount, want)
 				}
 				failed = errors.Join(failed, err)
 				if ctx.Err() != nil {
@@ -101,11 +101,7 @@ func pull(ctx context.Context, cmd *cobra.Command, mount string, want image, qui
 	// The server's clock is ours; its times may be rounded to the second.
 	start := time.Now().Add(-time.Second)
 	show.since = start
-	called := make(chan error, 1)
-	// The call cannot be interrupted; the end of this process leaves it behind, and
-	// the pull goes on in the server.
-	go func() { called <- bring(mount, want.path) }()
-	err, waited := show.until(ctx, called)
+	err, waited := show.until(ctx, startBring(mount, want.path))
 	if !waited {
 		show.end()
 		return fmt.Errorf("%q: interrupted; the pull goes on in the background, see 'imgfs events'", want.ref)
@@ -153,49 +149,6 @@ func digestOf(mount string, want image) string {
 		return ""
 	}
 	return strings.TrimSpace(string(text))
-}
-
-// bring makes path below mount, which pulls the image, or touches it when it is
-// here, which asks its registry again.
-func bring(mount, path string) error {
-	err := unix.Mkdir(filepath.Join(mount, path), 0o755)
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, unix.EEXIST):
-		return touch(filepath.Join(mount, path))
-	case errors.Is(err, unix.ENOENT):
-		return makeAll(mount, path)
-	}
-	return err
-}
-
-// touch sets a directory's time to now, which is to ask the registry again.
-func touch(path string) error {
-	now := []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_NOW}}
-	return unix.UtimesNanoAt(unix.AT_FDCWD, path, now, 0)
-}
-
-// makeAll makes path below mount, in one call: the server then knows which image
-// is meant, and asks for nothing on the way to it. Where it cannot know that, the
-// directories on the way have to be made first.
-func makeAll(mount, path string) error {
-	err := unix.Mkdir(filepath.Join(mount, path), 0o755)
-	if err == nil || !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EEXIST) {
-		return err
-	}
-	dir := mount
-	for _, part := range strings.Split(path, "/") {
-		dir = filepath.Join(dir, part)
-		if err := unix.Mkdir(dir, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
-			return err
-		}
-	}
-	info, err := os.Stat(dir)
-	if err == nil && !info.IsDir() {
-		return unix.ENOTDIR
-	}
-	return err
 }
 
 // errnoText puts into words what the mount's errnos mean.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -33,19 +34,28 @@ type content struct {
 
 // readAll reads every file of an image, each once, in the order of the layers,
 // which is that of their inode numbers.
-func readAll(cmd *cobra.Command, mount string, want image) error {
+func readAll(ctx context.Context, cmd *cobra.Command, mount string, want image) error {
 	start := time.Now().Add(-time.Second)
 	files, total, err := contents(filepath.Join(mount, want.path))
 	if err != nil {
 		return fmt.Errorf("%q: %w", want.ref, err)
 	}
 	bar, done := progress(cmd, want, total)
-	var group errgroup.Group
-	group.SetLimit(readers)
-	for _, file := range files {
-		group.Go(func() error { return readFile(file.path, bar) })
+	ended := make(chan error, 1)
+	go func() {
+		var group errgroup.Group
+		group.SetLimit(readers)
+		for _, file := range files {
+			group.Go(func() error { return readFile(file.path, bar) })
+		}
+		ended <- group.Wait()
+	}()
+	select {
+	case err = <-ended:
+	case <-ctx.Done(): // what still reads ends with this process
+		done(false)
+		return fmt.Errorf("%q: interrupted; what was read is here", want.ref)
 	}
-	err = group.Wait()
 	done(err == nil)
 	if err != nil {
 		if why := reason(mount, want, start); why != "" {

@@ -15,6 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// TestMain is also the process that pull starts (startBring).
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "bring" {
+		os.Exit(run(os.Args, os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
 // serveDemo mounts a demo in this process, and ends it with the test.
 func serveDemo(t *testing.T) *config {
 	t.Helper()
