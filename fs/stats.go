@@ -30,6 +30,13 @@ type Stats struct {
 // Stats returns the counters.
 func (s *Server) Stats() Stats { return s.fs.stats() }
 
+// Events returns .imgfs/events as it is now: a JSON object on each line. The caller
+// does not change it.
+func (s *Server) Events() []byte {
+	data, _ := s.fs.events.contents()
+	return data
+}
+
 func (f *fileSystem) stats() Stats {
 	s := Stats{PID: os.Getpid(), Started: f.started.UTC(), Fuse: map[string]int64{}}
 	for i, name := range opNames {

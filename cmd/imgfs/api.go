@@ -92,6 +92,7 @@ func (a *api) serveSocket(cacheDir string) error {
 	a.socket = filepath.Join(cacheDir, socketName)
 	mux := a.public()
 	mux.HandleFunc("POST /fsck", a.fsck)
+	mux.HandleFunc("GET /events", a.events)
 	// No limit on the time of an answer: checking everything takes as long as it takes.
 	a.serve(listener, &http.Server{Handler: mux, ReadHeaderTimeout: httpHeaderTime, MaxHeaderBytes: httpHeader})
 	return nil
@@ -237,6 +238,35 @@ func (a *api) fsck(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	line(checkLine{Checked: &checked})
+}
+
+// events sends what .imgfs/events holds, and with ?follow=true what is added to
+// it, as long as somebody reads.
+func (a *api) events(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/jsonl")
+	var seen eventWatch
+	tick := time.NewTicker(eventPoll)
+	defer tick.Stop()
+	for {
+		if server := a.server.Load(); server != nil {
+			text := server.Events()
+			if fresh := seen.fresh(text); len(fresh) > 0 {
+				if _, err := w.Write(fresh); err != nil {
+					return
+				}
+				seen.last = bytes.Clone(text[bytes.LastIndexByte(text[:len(text)-1], '\n')+1:])
+			}
+			seen.size = int64(len(text))
+		}
+		if http.NewResponseController(w).Flush() != nil || r.URL.Query().Get("follow") != "true" {
+			return
+		}
+		select {
+		case <-r.Context().Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // listenSocket makes the socket in dir. It appears at once with its mode, in
