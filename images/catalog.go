@@ -147,6 +147,8 @@ type catalog struct {
 	mu      sync.Mutex // held for a whole write and what follows it, so that all see the same order
 	journal *journal   // nil: none
 	broken  error      // why nothing can be written any more
+
+	suspects
 }
 
 // txn is a transaction. It counts what it reads, and keeps the totals.
@@ -174,12 +176,13 @@ type effects struct {
 func guard(before bool, err *error) {
 	debug.SetPanicOnFault(before)
 	if r := recover(); r != nil {
-		*err = fmt.Errorf("images: the catalogue is %w: %v\n%s", errDamaged, r, debug.Stack())
+		*err = fmt.Errorf("images: the catalogue is %w: %v\n%s", errPanicked, r, debug.Stack())
 	}
 }
 
 // read calls f in a reading transaction.
 func (c *catalog) read(f func(t *txn) error) (err error) {
+	defer func() { c.suspect(err) }()
 	defer guard(debug.SetPanicOnFault(true), &err)
 	return c.db.View(func(tx *bbolt.Tx) error { return f(&txn{Tx: tx, c: c}) })
 }
@@ -200,7 +203,7 @@ func (c *catalog) writeLocked(f func(t *txn) error) (ch Change, err error) {
 	}
 	t := &txn{c: c}
 	err = c.update(t, f)
-	if errors.Is(err, errDamaged) { // the panic may have left bbolt's locks held
+	if errors.Is(err, errPanicked) { // the panic may have left bbolt's locks held
 		c.broken = err
 	}
 	if err == errUnchanged {
@@ -217,6 +220,7 @@ func (c *catalog) writeLocked(f func(t *txn) error) (ch Change, err error) {
 }
 
 func (c *catalog) update(t *txn, f func(t *txn) error) (err error) {
+	defer func() { c.suspect(err) }()
 	defer guard(debug.SetPanicOnFault(true), &err)
 	return c.db.Update(func(tx *bbolt.Tx) error {
 		t.Tx = tx

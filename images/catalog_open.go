@@ -18,6 +18,9 @@ import (
 // errDamaged reports a catalogue that cannot be used.
 var errDamaged = errors.New("damaged")
 
+// errPanicked is an errDamaged that may have left the database's locks held.
+var errPanicked = fmt.Errorf("%w", errDamaged)
+
 // blobSource is where manifests and configs are kept.
 type blobSource interface {
 	Blob(v1.Hash) (data []byte, ok bool, err error)
@@ -26,22 +29,45 @@ type blobSource interface {
 // openCatalog opens or makes the catalogue at path, and migrates an old one.
 // blobs, which may be nil, says what an old one did not.
 //
-// A damaged one is set aside and made anew from the blobs and the journal of
+// A damaged one, or one that was found to be so when it was open, is set aside and made anew from the blobs and the journal of
 // names beside it; then damage says so.
 func openCatalog(path string, blobs blobSource) (c *catalog, damage, err error) {
 	lost := missing(path)
 	if !lost {
-		c, err = tryCatalog(path, blobs)
+		if c, err = tryCatalog(path, blobs); err == nil {
+			err = c.trust(path)
+		}
 	}
 	if lost || errors.Is(err, errDamaged) {
-		c, damage, err = replaceCatalog(path, blobs, lost, err)
+		if c, damage, err = replaceCatalog(path, blobs, lost, err); err == nil {
+			c.journal = openJournal(journalPath(path))
+			c.journal.rewrite(c)
+			damage = errors.Join(damage, removeMarker(path))
+		}
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("images: opening the catalogue %q: %w", path, err)
 	}
-	c.journal = openJournal(journalPath(path))
-	c.journal.rewrite(c)
+	c.marker = markerPath(path)
 	return c, damage, nil
+}
+
+// trust begins the journal, unless the catalogue is suspect: then it is closed,
+// and the journal left as it was.
+func (c *catalog) trust(path string) error {
+	_, err := os.Lstat(markerPath(path))
+	switch {
+	case err == nil:
+		err = fmt.Errorf("%w: something in it could not be read", errDamaged)
+	case errors.Is(err, iofs.ErrNotExist):
+		c.journal = openJournal(journalPath(path))
+		if err = c.journal.rewrite(c); !errors.Is(err, errDamaged) {
+			return nil
+		}
+	}
+	c.journal.close()
+	c.db.Close()
+	return err
 }
 
 func journalPath(catalog string) string { return filepath.Join(filepath.Dir(catalog), "names.log") }

@@ -29,7 +29,7 @@ func (t *txn) load(bucket, key []byte, v any) (bool, error) {
 
 func decode(bucket, key, data []byte, v any) error {
 	if err := json.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("images: catalogue entry %s %q: %v", bucket, key, err)
+		return fmt.Errorf("images: catalogue entry %s %q is %w: %v", bucket, key, errDamaged, err)
 	}
 	return nil
 }
@@ -38,7 +38,7 @@ func decode(bucket, key, data []byte, v any) error {
 func (t *txn) must(bucket, key []byte, v any) error {
 	ok, err := t.load(bucket, key, v)
 	if err == nil && !ok {
-		err = fmt.Errorf("images: catalogue entry %s %q is missing", bucket, key)
+		err = fmt.Errorf("images: catalogue entry %s %q is missing: it is %w", bucket, key, errDamaged)
 	}
 	return err
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	iofs "io/fs"
+	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -29,18 +31,21 @@ type Checked struct{ Blobs, Indexes, Trees, Packs, Chunks, Names int }
 // Check verifies every blob, index, tree and cached chunk against its digest or
 // checksums, and the counters of the catalogue against a count. With repair, what
 // is damaged is removed, so that its next use fetches or makes it again, and
-// counters are set right. It calls report for each finding, one at a time.
+// counters are set right. It calls report for each finding, one at a time. A
+// catalogue that cannot be read is a finding too: it is made again when the store
+// is opened the next time.
 //
 // It works beside everything else, and reads all that is on this disk, without
 // counting that as a use. The error is ctx's, or that of the catalogue.
 func (s *Store) Check(ctx context.Context, repair bool, report func(Finding)) (Checked, error) {
 	c := &checker{s: s, repair: repair, report: report}
 	var errs []error
+	defer func() { c.suspect(s.cat.damage()) }()
 	for _, part := range []func(context.Context) error{c.blobs, c.indexes, c.trees, c.packs, c.catalogue} {
 		if err := ctx.Err(); err != nil {
 			return c.Checked, err
 		}
-		if err := part(ctx); err != nil {
+		if err := part(ctx); err != nil && !c.suspect(err) {
 			errs = append(errs, err)
 		}
 	}
@@ -52,6 +57,20 @@ type checker struct {
 	s      *Store
 	repair bool
 	report func(Finding)
+	told   bool // that the catalogue is damaged
+}
+
+// suspect reports, once, that the catalogue is damaged, if err says so.
+func (c *checker) suspect(err error) bool {
+	if !errors.Is(err, errDamaged) {
+		return false
+	}
+	if !c.told {
+		c.told = true
+		why, _, _ := strings.Cut(err.Error(), "\n") // without the stack
+		c.report(Finding{Kind: "catalogue", Object: filepath.Base(c.s.cache.CatalogPath()), Problem: why + "; it is rebuilt at the next start"})
+	}
+	return true
 }
 
 // found reports damage, after repairing it if that is asked for.
@@ -79,6 +98,9 @@ func (c *checker) each(ctx context.Context, kind cache.Kind, n *int, f func(v1.H
 			return nil
 		}
 		*n++
+		if c.suspect(err) { // the others can be checked
+			return nil
+		}
 		return err
 	})
 }
@@ -205,7 +227,7 @@ func (c *checker) trees(ctx context.Context) error {
 			return nil
 		})
 	})
-	if err != nil {
+	if err != nil && !c.suspect(err) {
 		return err
 	}
 	return c.each(ctx, cache.Tree, &c.Trees, func(h v1.Hash) error {
@@ -274,6 +296,9 @@ func (c *checker) packs(ctx context.Context) error {
 			return err
 		}
 		rec, ok, err := c.s.cat.layerKeyed(key)
+		if c.suspect(err) {
+			continue
+		}
 		if err != nil {
 			return err
 		}

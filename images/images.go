@@ -117,6 +117,7 @@ func Open(o Options) (*Store, error) {
 		c.Close()
 		return nil, err
 	}
+	cat.log = o.Log
 	client, err := fetch.New(fetch.Options{CertsDir: o.CertsDir, Insecure: o.Insecure, Allow: o.Allow, Deny: o.Deny,
 		Keychain: o.Keychain, Timeout: o.Timeout, UserAgent: o.UserAgent})
 	if err != nil {

@@ -73,14 +73,15 @@ func (j *journal) append(c *catalog, lines []journalLine) {
 	}
 }
 
-// rewrite replaces the journal by one that says what is true now.
-func (j *journal) rewrite(c *catalog) {
-	if j == nil {
-		return
+// rewrite replaces the journal by one that says what is true now. That of a
+// catalogue that is suspect knows more than the catalogue: it is only appended to.
+func (j *journal) rewrite(c *catalog) error {
+	if j == nil || c.met.Load() {
+		return nil
 	}
 	f, err := os.OpenFile(j.path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return
+		return err
 	}
 	w := bufio.NewWriter(f)
 	err = func() (err error) {
@@ -99,7 +100,8 @@ func (j *journal) rewrite(c *catalog) {
 	if err != nil {
 		f.Close()
 		os.Remove(j.path + ".new")
-		return
+		c.suspect(err)
+		return err
 	}
 	syncParent(j.path)
 	j.close()
@@ -107,6 +109,7 @@ func (j *journal) rewrite(c *catalog) {
 	if st, err := f.Stat(); err == nil {
 		j.size, j.fresh = st.Size(), st.Size()
 	}
+	return nil
 }
 
 func syncParent(path string) {
