@@ -1,6 +1,7 @@
 package images
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -155,7 +156,8 @@ type catalog struct {
 type txn struct {
 	*bbolt.Tx
 	c       *catalog
-	totals  *totals // once they were needed
+	ctx     context.Context // nil, or what ends its scans
+	totals  *totals         // once they were needed
 	effects effects
 }
 

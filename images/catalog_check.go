@@ -2,6 +2,7 @@ package images
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -35,9 +36,11 @@ var counted = [][]byte{bucketUses, bucketIDs, bucketChains, bucketUsers, bucketH
 
 // check compares the counters and lists of the catalogue with a count, and calls
 // report for each that is wrong. With repair they are set right. It returns how
-// many names it has seen. Its cost grows with what is here.
-func (c *catalog) check(repair bool, report func(object, problem string)) (names int, err error) {
+// many names it has seen. Its cost grows with what is here; it stops, with nothing
+// repaired, when ctx ends.
+func (c *catalog) check(ctx context.Context, repair bool, report func(object, problem string)) (names int, err error) {
 	look := func(t *txn) error {
+		t.ctx = ctx
 		n, lost, err := t.count()
 		if err != nil {
 			return err
@@ -89,7 +92,8 @@ func (t *txn) compare(bucket []byte, want map[string][]byte, repair bool, report
 		case !ok:
 			report(fmt.Sprintf("%s %q", bucket, k), "it must not be there")
 		case !bytes.Equal(v, right):
-			report(fmt.Sprintf("%s %q", bucket, k), fmt.Sprintf("it is %s, and must be %s", v, right))
+			report(fmt.Sprintf("%s %q", bucket, k), fmt.Sprintf("it is %s, and must be %s",
+				printable(string(v), maxFound), printable(string(right), maxFound)))
 		default:
 			return nil
 		}
@@ -100,6 +104,9 @@ func (t *txn) compare(bucket []byte, want map[string][]byte, repair bool, report
 		return false, err
 	}
 	for _, k := range slices.Sorted(maps.Keys(want)) {
+		if err := t.ended(); err != nil {
+			return false, err
+		}
 		if !seen[k] {
 			report(fmt.Sprintf("%s %q", bucket, k), "it is missing")
 			fix[k] = want[k]
@@ -175,6 +182,9 @@ func (t *txn) count() (n count, lost []Name, err error) {
 		return nil, nil, err
 	}
 	for key, rec := range layers {
+		if err := t.ended(); err != nil {
+			return nil, nil, err
+		}
 		sum.add(&rec, 1)
 		if err := n.put(bucketLayers, hashKey(key), rec); err != nil {
 			return nil, nil, err
@@ -189,6 +199,9 @@ func (t *txn) count() (n count, lost []Name, err error) {
 // countLayers counts the images of layers, and lists the layers.
 func (t *txn) countLayers(n count, images map[v1.Hash]imageRecord, layers map[v1.Hash]layerRecord, named map[v1.Hash]bool) error {
 	for digest, im := range images {
+		if err := t.ended(); err != nil {
+			return err
+		}
 		for _, l := range im.distinct() {
 			rec, ok := layers[l.Key]
 			if !ok {
@@ -205,6 +218,9 @@ func (t *txn) countLayers(n count, images map[v1.Hash]imageRecord, layers map[v1
 		}
 	}
 	for key, rec := range layers {
+		if err := t.ended(); err != nil {
+			return err
+		}
 		rec.Idle = rec.Idle && rec.Images == 0
 		layers[key] = rec
 		for _, list := range []struct {
@@ -228,6 +244,9 @@ func (t *txn) countLayers(n count, images map[v1.Hash]imageRecord, layers map[v1
 // countImages counts the sizes of images, and lists their IDs and chains.
 func (t *txn) countImages(n count, images map[v1.Hash]imageRecord, layers map[v1.Hash]layerRecord, named map[v1.Hash]bool) error {
 	for digest, im := range images {
+		if err := t.ended(); err != nil {
+			return err
+		}
 		im.Size, im.Unknown, im.Expanded, im.Usage, im.Shared = 0, 0, 0, 0, 0
 		for _, l := range im.distinct() {
 			rec := layers[l.Key]

@@ -239,7 +239,7 @@ func TestDamagedAnywhere(t *testing.T) {
 			s.Remove(n)
 			s.Children(n.Repo)
 		}
-		c.check(false, func(string, string) {})
+		c.check(t.Context(), false, func(string, string) {})
 		c.close() // bbolt's own would wait for ever, after some panics
 	}
 	t.Logf("%d of 40 were rebuilt", rebuilt)

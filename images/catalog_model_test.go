@@ -1,6 +1,7 @@
 package images
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	iofs "io/fs"
@@ -19,7 +20,7 @@ import (
 // count gives.
 func agree(t *testing.T, c *catalog) {
 	t.Helper()
-	if _, err := c.check(false, func(object, problem string) { t.Errorf("%s: %s", object, problem) }); err != nil {
+	if _, err := c.check(context.Background(), false, func(object, problem string) { t.Errorf("%s: %s", object, problem) }); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -62,15 +62,31 @@ func (t *txn) mark(bucket, key []byte, on bool) error {
 // errStop ends a scan early.
 var errStop = errors.New("images: enough")
 
+// ended returns the error of the transaction's context, if it has one.
+func (t *txn) ended() error {
+	if t.ctx == nil {
+		return nil
+	}
+	return t.ctx.Err()
+}
+
 // scan calls f for the entries whose key begins with prefix, in order, until it
 // returns an error; errStop is none. f must not change the bucket.
 func (t *txn) scan(bucket, prefix []byte, f func(k, v []byte) error) error {
 	cur := t.Bucket(bucket).Cursor()
+	var last []byte
 	for k, v := cur.Seek(prefix); ; k, v = cur.Next() {
 		t.c.reads.Add(1)
 		if k == nil || !bytes.HasPrefix(k, prefix) {
 			return nil
 		}
+		if err := t.ended(); err != nil {
+			return err
+		}
+		if last != nil && bytes.Compare(last, k) >= 0 { // it may go round for ever
+			return fmt.Errorf("images: the catalogue is %w: %s has %q after %q", errDamaged, bucket, k, last)
+		}
+		last = k
 		if err := f(k, v); err == errStop {
 			return nil
 		} else if err != nil {

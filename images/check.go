@@ -7,8 +7,10 @@ import (
 	iofs "io/fs"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
+	"unicode/utf8"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -33,13 +35,23 @@ type Checked struct{ Blobs, Indexes, Trees, Packs, Chunks, Names int }
 // is damaged is removed, so that its next use fetches or makes it again, and
 // counters are set right. It calls report for each finding, one at a time. A
 // catalogue that cannot be read is a finding too: it is made again when the store
-// is opened the next time.
+// is opened the next time. The first Check reports what Open has made again.
 //
 // It works beside everything else, and reads all that is on this disk, without
 // counting that as a use. The error is ctx's, or that of the catalogue.
 func (s *Store) Check(ctx context.Context, repair bool, report func(Finding)) (Checked, error) {
-	c := &checker{s: s, repair: repair, report: report}
+	c := &checker{s: s, repair: repair, report: func(f Finding) {
+		f.Object, f.Problem = printable(f.Object, maxFound), printable(f.Problem, 4*maxFound)
+		report(f)
+	}}
 	var errs []error
+	s.mu.Lock()
+	rebuilt := s.rebuilt
+	s.rebuilt = nil
+	s.mu.Unlock()
+	if rebuilt != nil {
+		c.report(Finding{Kind: "catalogue", Object: c.catalogueName(), Problem: rebuilt.Error(), Repaired: true})
+	}
 	defer func() { c.suspect(s.cat.damage()) }()
 	for _, part := range []func(context.Context) error{c.blobs, c.indexes, c.trees, c.packs, c.catalogue} {
 		if err := ctx.Err(); err != nil {
@@ -60,6 +72,34 @@ type checker struct {
 	told   bool // that the catalogue is damaged
 }
 
+func (c *checker) catalogueName() string { return filepath.Base(c.s.cache.CatalogPath()) }
+
+// maxFound bounds the bytes of an object in a Finding, and of a value in its problem.
+const maxFound = 200
+
+// printable is s without what a terminal would obey, in at most limit bytes.
+func printable(s string, limit int) string {
+	const more = "…"
+	var b strings.Builder
+	fits := 0 // bytes after which more has room
+	for len(s) > 0 {
+		r, n := utf8.DecodeRuneInString(s)
+		part := s[:n]
+		if r == utf8.RuneError && n == 1 || !strconv.IsPrint(r) {
+			part = strings.Trim(strconv.Quote(part), `"`)
+		}
+		if b.Len()+len(part) > limit {
+			return b.String()[:fits] + more
+		}
+		b.WriteString(part)
+		if b.Len()+len(more) <= limit {
+			fits = b.Len()
+		}
+		s = s[n:]
+	}
+	return b.String()
+}
+
 // suspect reports, once, that the catalogue is damaged, if err says so.
 func (c *checker) suspect(err error) bool {
 	if !errors.Is(err, errDamaged) {
@@ -68,7 +108,7 @@ func (c *checker) suspect(err error) bool {
 	if !c.told {
 		c.told = true
 		why, _, _ := strings.Cut(err.Error(), "\n") // without the stack
-		c.report(Finding{Kind: "catalogue", Object: filepath.Base(c.s.cache.CatalogPath()), Problem: why + "; it is rebuilt at the next start"})
+		c.report(Finding{Kind: "catalogue", Object: c.catalogueName(), Problem: why + "; it is rebuilt at the next start"})
 	}
 	return true
 }
@@ -206,6 +246,7 @@ func (c *checker) trees(ctx context.Context) error {
 		return nil
 	})
 	err := c.s.cat.read(func(t *txn) error {
+		t.ctx = ctx
 		return t.scan(bucketImages, nil, func(k, v []byte) error {
 			var rec imageRecord
 			digest, err := v1.NewHash(string(k))
@@ -343,9 +384,19 @@ func (c *checker) pack(ctx context.Context, key v1.Hash, rec layerRecord) error 
 	return err
 }
 
-func (c *checker) catalogue(context.Context) (err error) {
-	c.Names, err = c.s.cat.check(c.repair, func(object, problem string) {
-		c.report(Finding{Kind: "catalogue", Object: object, Problem: problem, Repaired: c.repair})
+func (c *checker) catalogue(ctx context.Context) (err error) {
+	var found []Finding
+	c.Names, err = c.s.cat.check(ctx, c.repair, func(object, problem string) {
+		f := Finding{Kind: "catalogue", Object: printable(object, maxFound), Problem: problem}
+		if !c.repair {
+			c.report(f)
+			return
+		}
+		found = append(found, f)
 	})
+	for _, f := range found {
+		f.Repaired = err == nil // all of it, or nothing
+		c.report(f)
+	}
 	return err
 }

@@ -212,3 +212,54 @@ func TestCheckCatalogue(t *testing.T) {
 		t.Errorf("Totals() = %+v, %v", sum, err)
 	}
 }
+
+// The first Check after Open has made the catalogue again says so, the next not.
+func TestCheckRebuilt(t *testing.T) {
+	h := newHub(t)
+	h.push("app", "v1", gzipLayer(t, file("hello", "world")))
+	if err := h.Settle(context.Background(), h.root(h.name("app", "v1"))); err != nil {
+		t.Fatal(err)
+	}
+	h.cat.suspect(errDamaged)
+	h.reopen()
+	for _, want := range []string{"catalogue+", ""} {
+		if kinds, _ := h.check(false); kinds != want {
+			t.Errorf("Check found %q, want %q", kinds, want)
+		}
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	for in, want := range map[string]string{
+		"a b\"é": "a b\"é", "\x1b[2J\n\x00\xff": `\x1b[2J\n\x00\xff`,
+		strings.Repeat("x", 200): strings.Repeat("x", 200), strings.Repeat("x", 201): strings.Repeat("x", 197) + "…",
+	} {
+		if got := printable(in, maxFound); got != want {
+			t.Errorf("printable(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+// A check of the catalogue stops when its context ends meanwhile.
+func TestCheckCatalogueEnds(t *testing.T) {
+	s, _ := testCatalog(t)
+	for _, tag := range []string{"1", "2", "3"} {
+		add(t, s.cat, Name{"a", tag}, "base"+tag)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	if _, err := s.cat.write(func(tx *txn) error {
+		for _, b := range [][]byte{bucketHere, bucketUsers} {
+			if err := tx.Bucket(b).Put([]byte("stray\x1b"), nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	_, err := s.cat.check(ctx, true, func(string, string) { found++; cancel() })
+	if !errors.Is(err, context.Canceled) || found != 1 {
+		t.Errorf("check = %v, after %d findings, want it to end at the first", err, found)
+	}
+}

@@ -78,6 +78,7 @@ type Store struct {
 	arriving map[*unionfs.Builder]bool
 	spare    map[v1.Hash]bool // keys of layers that only dangling images have
 	untold   []Event          // from before anybody watched
+	rebuilt  error            // what Open did about a damaged catalogue, until Check has reported it
 }
 
 // Event is something that happened outside a call, that a mount may have to tell
@@ -133,6 +134,7 @@ func Open(o Options) (*Store, error) {
 	if damage != nil {
 		o.Log.Error("the catalogue was made again", "err", damage)
 		s.untold = append(s.untold, Event{Err: damage})
+		s.rebuilt = damage
 	}
 	if err := s.settleCatalog(); err != nil {
 		o.Log.Error("the catalogue could not be read whole", "err", err)
