@@ -84,6 +84,12 @@ func (s *Store) pull(ctx context.Context, n Name, update bool) (ch Change, err e
 		}
 		return Change{}, err
 	}
+	if n.Repo != n.Registry().Repo && res.Top.Digest == res.Desc.Digest && !runsOn(platform, res.Config) {
+		err := fmt.Errorf("images: pulling %q: no image for the platform %s, it is for %.64q: %w", n, platform.String(),
+			res.Config.OS+"/"+res.Config.Architecture, iofs.ErrNotExist)
+		s.rememberMissing(n, err)
+		return Change{}, err
+	}
 	p, err := describe(res.Manifest, res.Config)
 	if err != nil {
 		return Change{}, fmt.Errorf("images: pulling %q: %w", n, err)
@@ -132,6 +138,28 @@ func (s *Store) pull(ctx context.Context, n Name, update bool) (ch Change, err e
 		}
 	}
 	return ch, nil
+}
+
+// runsOn reports whether a config is of an image for the platform, or does not say.
+// A name without a platform takes any image that is the only one.
+func runsOn(p v1.Platform, cf *v1.ConfigFile) bool {
+	return (cf.OS == "" || strings.EqualFold(cf.OS, p.OS)) &&
+		(cf.Architecture == "" || architecture(cf.Architecture) == architecture(p.Architecture))
+}
+
+// architecture is the name that Go has for what others call differently.
+func architecture(s string) string {
+	switch s = strings.ToLower(s); s {
+	case "x86_64", "x86-64":
+		return "amd64"
+	case "i386", "i686":
+		return "386"
+	case "aarch64":
+		return "arm64"
+	case "armhf", "armel":
+		return "arm"
+	}
+	return s
 }
 
 // Missing returns the error that said, not long ago, that n's registry does not

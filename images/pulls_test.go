@@ -2,9 +2,14 @@ package images
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"strings"
 	"testing"
 	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/imgfs/imgfs/fetch/registrytest"
 )
@@ -78,5 +83,26 @@ func TestPullsBounded(t *testing.T) {
 	p.shrink(time.Now().Add(2 * keepPulls))
 	if len(p.list) != 1 {
 		t.Errorf("%d pulls after two minutes, want the one under way", len(p.list))
+	}
+}
+
+// A single image for another platform is not there below the directory of a platform.
+func TestPullOtherPlatform(t *testing.T) {
+	h := newHub(t)
+	img := h.push("app", "v0", gzipLayer(t, file("hello", "world")))
+	h.claim("app", img, func(_ *v1.Manifest, c *v1.ConfigFile) { c.OS, c.Architecture = "linux", "amd64" })
+	n := h.name("app", "v1")
+	for platform, there := range map[string]bool{"linux-arm64": false, "linux-amd64": true, "linux-x86_64": true} {
+		other := Name{Repo: PlatformsDir + "/" + platform + "/" + n.Repo, Tag: n.Tag}
+		err := h.Pull(t.Context(), other)
+		if there != (err == nil) || !there && (!errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "no image for the platform")) {
+			t.Errorf("Pull(%v) = %v, want it there: %v", other, err, there)
+		}
+		if missing := h.Missing(other); (missing == nil) != there {
+			t.Errorf("Missing(%v) = %v", other, missing)
+		}
+	}
+	if err := h.Pull(t.Context(), n); err != nil {
+		t.Errorf("Pull without a platform = %v", err)
 	}
 }
