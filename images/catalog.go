@@ -1,6 +1,7 @@
 package images
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -300,6 +301,31 @@ func (c *catalog) names(digest v1.Hash) (list []Name) {
 		return nil
 	})
 	return list
+}
+
+// namesOfLayer returns names of the images that have the layer with this sequence
+// number, limit at most.
+func (c *catalog) namesOfLayer(seq uint32, limit int) (list []Name, err error) {
+	err = c.read(func(t *txn) error {
+		user := seqKey(uint64(seq))
+		return t.scan(bucketUsers, user, func(k, _ []byte) error {
+			prefix := append(bytes.Clone(k[len(user):]), 0)
+			if err := t.scan(bucketUses, prefix, func(k, _ []byte) error {
+				list = append(list, parseKey(k[len(prefix):]))
+				if len(list) >= limit {
+					return errStop
+				}
+				return nil
+			}); err != nil {
+				return err
+			}
+			if len(list) >= limit {
+				return errStop
+			}
+			return nil
+		})
+	})
+	return list, err
 }
 
 // layer returns the record of the layer with this sequence number.

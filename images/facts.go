@@ -157,14 +157,12 @@ func (s *Store) layerFact(ino Ino, name string) (string, error) {
 	switch name {
 	case "image":
 		var list []string
-		for _, n := range s.namesOf(func(im *image) bool { return slices.Contains(im.layers, l) }) {
-			if !n.special() {
-				list = append(list, n.String())
-			}
+		names, err := s.cat.namesOfLayer(ino.seq(), maxFactNames)
+		for _, n := range names {
+			list = append(list, n.String())
 		}
 		slices.Sort(list)
-		list = slices.Compact(list)
-		return strings.Join(list[:min(len(list), maxFactNames)], " "), nil
+		return strings.Join(list, " "), err
 	case "layer", "digest":
 		return l.rec.Desc.Digest.String(), nil
 	}

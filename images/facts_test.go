@@ -279,3 +279,43 @@ func TestErrorFact(t *testing.T) {
 		t.Errorf("Layer = %+v, %v, %v", li, ok, err)
 	}
 }
+
+// The images of a file are those that have a name now, at most 16.
+func TestFactNames(t *testing.T) {
+	h := newHub(t)
+	h.push("app", "v1", gzipLayer(t, file("hello", "world")))
+	one, two := h.name("app", "v1"), h.name("app", "v2")
+	root := h.root(one)
+	if err := h.Settle(t.Context(), root); err != nil {
+		t.Fatal(err)
+	}
+	hello := h.lookup(root, "hello")
+	keep := func(n Name) {
+		t.Helper()
+		if _, err := h.cat.write(func(tx *txn) error {
+			rec, _, err := tx.lookup(one)
+			if err == nil {
+				err = tx.name(n, rec)
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keep(two)
+	if got := h.facts(hello)["image"]; got != one.String()+" "+two.String() {
+		t.Errorf("the images are %q", got)
+	}
+	if _, err := h.cat.remove(two); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.facts(hello)["image"]; got != one.String() {
+		t.Errorf("the images are %q after one was removed", got)
+	}
+	for i := range 20 {
+		keep(h.name("app", fmt.Sprint("t", i)))
+	}
+	if got := strings.Fields(h.facts(hello)["image"]); len(got) != maxFactNames {
+		t.Errorf("the images are %q", got)
+	}
+}
