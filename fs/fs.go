@@ -221,9 +221,13 @@ func (f *fileSystem) Init(s *fuse.Server) {
 // event passes on what the store tells.
 func (f *fileSystem) event(e images.Event) {
 	if e.Err != nil {
-		f.errors.add(e.Name.String(), "read", errnoOf(e.Err), e.Err)
-		f.events.fail(e.Name.String(), e.Err)
-		f.log.Error("image failed", "image", e.Name.String(), "err", e.Err)
+		what, op := e.Name.String(), "read"
+		if e.Name == (images.Name{}) {
+			what, op = "catalogue", "open"
+		}
+		f.errors.add(what, op, errnoOf(e.Err), e.Err)
+		f.events.fail(what, e.Err)
+		f.log.Error(op+" failed", "object", what, "err", e.Err)
 	}
 	if e.Drop && !f.control.drop(e.Name) {
 		f.space.dropImage(e.Name)
