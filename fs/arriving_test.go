@@ -37,7 +37,7 @@ func TestWrongPass(t *testing.T) {
 	var wrong atomic.Bool
 	wrong.Store(true)
 	release := make(chan struct{})
-	w.fault = func(rw http.ResponseWriter, r *http.Request, reg http.Handler) {
+	answer := fault(func(rw http.ResponseWriter, r *http.Request, reg http.Handler) {
 		if !strings.HasSuffix(r.URL.Path, digest.String()) || !wrong.Load() {
 			reg.ServeHTTP(rw, r)
 			return
@@ -54,7 +54,8 @@ func TestWrongPass(t *testing.T) {
 		<-release
 		time.Sleep(100 * time.Millisecond)
 		rw.Write(body[len(body)/2:])
-	}
+	})
+	w.fault.Store(&answer)
 	f, err := os.Open(w.path("app", "v1", "a"))
 	if err != nil {
 		t.Fatal(err)

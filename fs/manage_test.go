@@ -179,13 +179,14 @@ func TestTouch(t *testing.T) {
 		t.Errorf("read after a restart = %q", got)
 	}
 	// The registry does not have it any more.
-	w.fault = func(rw http.ResponseWriter, r *http.Request, h http.Handler) {
+	answer := fault(func(rw http.ResponseWriter, r *http.Request, h http.Handler) {
 		if strings.Contains(r.URL.Path, "/manifests/") {
 			http.Error(rw, `{"errors":[{"code":"MANIFEST_UNKNOWN"}]}`, http.StatusNotFound)
 			return
 		}
 		h.ServeHTTP(rw, r)
-	}
+	})
+	w.fault.Store(&answer)
 	w.wantNoSh("touch $H/debian/12", "No such file")
 	w.wantReason("ENOENT", "touch", "debian:12")
 	if got := w.read(a); got != "moved" {
@@ -357,13 +358,14 @@ func TestNotifyBound(t *testing.T) {
 	w.images("debian:12", "team/app:v1")
 	// A mkdir in debian that waits for its registry holds the directory's lock.
 	release, asked := make(chan struct{}), make(chan struct{}, 10)
-	w.fault = func(rw http.ResponseWriter, r *http.Request, h http.Handler) {
+	answer := fault(func(rw http.ResponseWriter, r *http.Request, h http.Handler) {
 		if strings.Contains(r.URL.Path, "/manifests/slow") {
 			asked <- struct{}{}
 			<-release
 		}
 		h.ServeHTTP(rw, r)
-	}
+	})
+	w.fault.Store(&answer)
 	slow := make(chan error, 1)
 	go func() { slow <- os.Mkdir(w.path("debian", "slow"), 0o755) }()
 	<-asked

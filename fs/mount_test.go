@@ -34,6 +34,9 @@ import (
 	"github.com/imgfs/imgfs/images"
 )
 
+// fault answers requests instead of the registry, which it may ask.
+type fault func(rw http.ResponseWriter, r *http.Request, reg http.Handler)
+
 // world is a registry, a cache directory and a mount of it.
 type world struct {
 	t        *testing.T
@@ -46,7 +49,7 @@ type world struct {
 	io       images.Options
 	stop     func()
 	store    *images.Store
-	fault    func(http.ResponseWriter, *http.Request, http.Handler) // answers instead of the registry, if set
+	fault    atomic.Pointer[fault] // answers instead of the registry, if set
 }
 
 // newWorld starts a registry and mounts; it skips where FUSE is missing, but not
@@ -66,8 +69,8 @@ func newWorld(t *testing.T, o Options) *world {
 			panic(http.ErrAbortHandler)
 		}
 		w.requests.Add(1)
-		if w.fault != nil {
-			w.fault(rw, r, reg)
+		if answer := w.fault.Load(); answer != nil {
+			(*answer)(rw, r, reg)
 			return
 		}
 		reg.ServeHTTP(rw, r)

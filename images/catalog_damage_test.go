@@ -206,6 +206,9 @@ func TestDamagedCatalog(t *testing.T) {
 // TestDamagedAnywhere overwrites random places: Open works, or everything that is
 // asked afterwards answers or fails, and the process lives.
 func TestDamagedAnywhere(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector's build ends the process at bbolt's pointers into a damaged page, where others panic")
+	}
 	path, blobs, names, _ := populated(t)
 	good, err := os.ReadFile(path)
 	if err != nil {
