@@ -4,6 +4,7 @@ import (
 	"bytes"
 	endian "encoding/binary"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -131,6 +132,14 @@ func TestDamagedCatalogue(t *testing.T) {
 				t.Fatal(err)
 			}
 			m.start()
+			if what == "one page" {
+				// It may be met in use only. fsck finds it, and the next start makes the
+				// catalogue again.
+				if out, err := exec.Command(binary(t), "fsck", "--mount", m.dir).CombinedOutput(); err != nil {
+					t.Logf("fsck: %s", out)
+					m.restart()
+				}
+			}
 			set := damagedCatalogues(t, m)
 			if len(set) != 1 && what != "one page" {
 				t.Errorf("set aside: %v, want one file", set)

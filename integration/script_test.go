@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -68,6 +69,7 @@ func scriptBinary(t *testing.T) string {
 func setupScript(env *testscript.Env, bin string) error {
 	work := env.WorkDir
 	env.Setenv("PATH", bin+string(os.PathListSeparator)+env.Getenv("PATH"))
+	env.Setenv("GOARCH", runtime.GOARCH)
 	env.Setenv("HOME", filepath.Join(work, "home"))
 	env.Setenv("XDG_CONFIG_HOME", filepath.Join(work, "config"))
 	env.Setenv("IMGFS_MOUNT", filepath.Join(work, "mnt"))
