@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	iofs "io/fs"
@@ -181,60 +182,62 @@ func (c *Client) load(reg name.Registry, host string) (*hostSet, *Error) {
 	}
 	set := &hostSet{}
 	for _, h := range found {
-		tr := c.plain
+		ep := endpoint{reg: reg, tr: c.plain, away: c.plain}
 		if t, ok := made[h.Client].(*http.Transport); ok && t != common {
-			tr = c.transport(t.TLSClientConfig.Clone())
-			set.own = append(set.own, tr)
+			ep.tr, ep.away = set.transports(c, t.TLSClientConfig)
 		}
 		either := h.Client.Transport != made[h.Client] // TLS settings, but "http" was said
-		set.add(c, reg, h, tr, either)
+		set.add(c, h, ep, either)
 	}
 	return set, nil
 }
 
-// add appends the endpoints of one entry of hosts.toml, or of the registry itself.
-func (s *hostSet) add(c *Client, reg name.Registry, h docker.RegistryHost, tr *http.Transport, either bool) {
+// transports makes the connections for an entry with TLS settings of its own:
+// to its host, and to where that redirects. conf is looked at here and not later
+// in the transport, which changes its own when it is first used.
+func (s *hostSet) transports(c *Client, conf *tls.Config) (tr, away *http.Transport) {
+	tr = c.transport(conf.Clone())
+	away = tr
+	if conf != nil && len(conf.Certificates) > 0 {
+		bare := conf.Clone()
+		bare.Certificates = nil
+		away = c.transport(bare)
+		s.own = append(s.own, away)
+	}
+	s.own = append(s.own, tr)
+	return tr, away
+}
+
+// add appends the endpoints of one entry of hosts.toml, or of the registry
+// itself. ep has the registry and the transports.
+func (s *hostSet) add(c *Client, h docker.RegistryHost, ep endpoint, either bool) {
 	if h.Host == "" || c.denied(h.Host) {
 		return
 	}
-	ep := &endpoint{
-		scheme:  h.Scheme,
-		host:    h.Host,
-		path:    strings.TrimRight(h.Path, "/"),
-		pull:    h.Capabilities.Has(docker.HostCapabilityPull),
-		resolve: h.Capabilities.Has(docker.HostCapabilityResolve),
-		header:  h.Header,
-		tr:      tr,
-		reg:     reg,
-	}
-	if host := configName(reg); h.Host != host && (host != "docker.io" || h.Host != "registry-1.docker.io") {
+	ep.scheme, ep.host = h.Scheme, h.Host
+	ep.path = strings.TrimRight(h.Path, "/")
+	ep.pull = h.Capabilities.Has(docker.HostCapabilityPull)
+	ep.resolve = h.Capabilities.Has(docker.HostCapabilityResolve)
+	ep.header = h.Header
+	if host := configName(ep.reg); h.Host != host && (host != "docker.io" || h.Host != "registry-1.docker.io") {
 		ep.mirrors = host
 		ep.reg, _ = name.NewRegistry(h.Host, name.WeakValidation)
 	}
-	plain := *ep
+	plain := ep
 	if insecure := c.isInsecure(ep.host); either || insecure && (ep.scheme == "https" || isLoopback(ep.host)) {
-		if insecure && tr == c.plain {
+		if insecure && ep.tr == c.plain {
 			ep.tr = c.insecure
 		}
 		ep.scheme = "https"
 		s.push(c, ep)
-		plain.scheme, plain.tr, plain.alt = "http", c.plain, true
+		plain.scheme, plain.tr, plain.away, plain.alt = "http", c.plain, c.plain, true
 	}
-	s.push(c, &plain)
+	s.push(c, plain)
 }
 
-func (s *hostSet) push(c *Client, ep *endpoint) {
-	ep.state, ep.away = c.state(ep.key()), ep.tr
-	if t := ep.tr.TLSClientConfig; t != nil && len(t.Certificates) > 0 {
-		bare := t.Clone()
-		bare.Certificates = nil
-		ep.away = c.transport(bare)
-		s.own = append(s.own, ep.away)
-	}
-	if ep.tr == c.insecure {
-		ep.away = c.plain
-	}
-	s.eps = append(s.eps, ep)
+func (s *hostSet) push(c *Client, ep endpoint) {
+	ep.state = c.state(ep.key())
+	s.eps = append(s.eps, &ep)
 }
 
 // complaints keeps what the reader of hosts.toml only logs: a file that it
