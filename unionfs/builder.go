@@ -113,13 +113,10 @@ func (l *bell) failure() error {
 
 var _ Layer = (*Builder)(nil)
 
-// NewBuilder starts a layer that has nothing but an implicit root. Its scratch
-// file is made in dir and has no name there.
+// NewBuilder starts a layer that has nothing but an implicit root. The scratch
+// file that a large layer needs is made in dir and has no name there.
 func NewBuilder(dir string) (*Builder, error) {
-	s, err := newScratch(dir)
-	if err != nil {
-		return nil, err
-	}
+	s := &scratch{dir: dir}
 	b := &Builder{s: s, seed: maphash.MakeSeed(), xattrNames: map[string]struct{}{}}
 	for _, a := range b.arrays() {
 		a.s = s

@@ -4,19 +4,45 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// scratch is an unlinked file whose pieces are mapped as the arrays of a
-// Builder: the kernel may write them out, so that they are no burden on memory,
-// and they are gone when the process is.
+// scratch gives out the pieces that the arrays of a Builder are in. The first of
+// them are memory; when a layer needs more than that, they are of an unlinked file:
+// the kernel may write them out, so that they are no burden on memory, and they are
+// gone when the process is.
 type scratch struct {
-	f       *os.File
-	end     int64 // where the next piece goes
-	have    int64 // bytes that are allocated on the disk
-	closing bool  // the file goes as a whole
+	dir     string
+	f       *os.File // nil until it is needed
+	memory  int64    // bytes of pieces that are memory
+	end     int64    // where the next piece goes in the file
+	have    int64    // bytes that are allocated on the disk
+	closing bool     // the file goes as a whole
+}
+
+// maxMemory is how much of a scratch is memory: enough for some 20,000 entries.
+// A page of it is had in a tenth of the time that one of a file takes. All of them
+// together have maxMemories: an image may have hundreds of layers.
+const (
+	maxMemory   = 8 << 20
+	maxMemories = 48 << 20
+)
+
+// memories is a variable of the package because the process has one memory.
+var memories atomic.Int64
+
+// hold takes n bytes of memory, or gives -n back; it reports false when there is no
+// room.
+func (s *scratch) hold(n int64) bool {
+	if n > 0 && (s.memory+n > maxMemory || memories.Load()+n > maxMemories) {
+		return false // nearly: others may have come between, each with a piece
+	}
+	s.memory += n
+	memories.Add(n)
+	return true
 }
 
 // firstPiece is the size of an array's first piece in bytes, lastDoubling the
@@ -29,34 +55,53 @@ const (
 	lastDoubling = 64 << 20
 )
 
-func newScratch(dir string) (*scratch, error) {
-	f, err := os.CreateTemp(dir, "build-*.tmp")
+// open makes the file.
+func (s *scratch) open() error {
+	f, err := os.CreateTemp(s.dir, "build-*.tmp")
 	if err != nil {
-		return nil, fmt.Errorf("unionfs: making scratch file: %w", err)
+		return fmt.Errorf("unionfs: making scratch file: %w", err)
 	}
 	if err := os.Remove(f.Name()); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("unionfs: making scratch file: %w", err)
+		return fmt.Errorf("unionfs: making scratch file: %w", err)
 	}
-	return &scratch{f: f}, nil
+	s.f = f
+	return nil
 }
 
-// piece maps n new zero bytes, a multiple of the page size. They are allocated
-// on the disk: on a full one this fails, instead of a store later by a signal.
-func (s *scratch) piece(n int64) ([]byte, error) {
+// inMemory is the place of a piece that is memory.
+const inMemory = -1
+
+// piece maps n new zero bytes, a multiple of the page size, and tells where in the
+// file they are. There they are allocated on the disk: on a full one this fails,
+// instead of a store later by a signal.
+func (s *scratch) piece(n int64) (m []byte, off int64, err error) {
+	if s.hold(n) {
+		m, err = unix.Mmap(-1, 0, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+		if err == nil {
+			return m, inMemory, nil
+		}
+		s.hold(-n)
+	}
+	if s.f == nil {
+		if err := s.open(); err != nil {
+			return nil, 0, err
+		}
+	}
 	if need := s.end + n - s.have; need > 0 {
 		need = max(need, allocateStep)
 		if err := s.allocate(need); err != nil {
-			return nil, fmt.Errorf("unionfs: growing scratch file: %w", err)
+			return nil, 0, fmt.Errorf("unionfs: growing scratch file: %w", err)
 		}
 		s.have += need
 	}
-	m, err := unix.Mmap(int(s.f.Fd()), s.end, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	m, err = unix.Mmap(int(s.f.Fd()), s.end, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
-		return nil, fmt.Errorf("unionfs: mapping scratch file: %w", err)
+		return nil, 0, fmt.Errorf("unionfs: mapping scratch file: %w", err)
 	}
+	off = s.end
 	s.end += n
-	return m, nil
+	return m, off, nil
 }
 
 // allocate allocates n more bytes at the end of the file.
@@ -83,19 +128,43 @@ func (s *scratch) allocate(n int64) error {
 	return nil
 }
 
+// extend makes a piece that is memory larger, without copying it; ok is false when
+// there is no room for that.
+func (s *scratch) extend(m []byte, size int64) (larger []byte, ok bool) {
+	more := size - int64(len(m))
+	if !s.hold(more) {
+		return nil, false
+	}
+	larger, err := unix.Mremap(m, int(size), unix.MREMAP_MAYMOVE)
+	if err != nil {
+		s.hold(-more)
+		return nil, false
+	}
+	return larger, true
+}
+
 // release unmaps a piece and gives its place on the disk back.
 func (s *scratch) release(m []byte, off int64) {
 	if m == nil {
 		return
 	}
 	_ = unix.Munmap(m)
+	if off == inMemory {
+		s.hold(-int64(len(m)))
+		return
+	}
 	if s.closing {
 		return
 	}
 	_ = unix.Fallocate(int(s.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, int64(len(m)))
 }
 
-func (s *scratch) close() error { return s.f.Close() }
+func (s *scratch) close() error {
+	if s.f == nil {
+		return nil
+	}
+	return s.f.Close()
+}
 
 // array is a growing array of bytes in a scratch file. Growing it may move it:
 // a slice of it is valid until the next grow.
@@ -125,8 +194,13 @@ func (a *array) reserve(k int64) error {
 	for size < a.n+k {
 		size += min(size, lastDoubling)
 	}
-	off := a.s.end
-	m, err := a.s.piece(size)
+	if a.mem != nil && a.off == inMemory {
+		if m, ok := a.s.extend(a.mem, size); ok {
+			a.mem = m
+			return nil
+		}
+	}
+	m, off, err := a.s.piece(size)
 	if err != nil {
 		return err
 	}

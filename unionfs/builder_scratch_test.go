@@ -39,10 +39,21 @@ func TestBuilderDiskFull(t *testing.T) {
 	}
 }
 
+// TestBuilderNoScratch has no place for a scratch file: a layer that needs none is
+// built, a larger one fails.
 func TestBuilderNoScratch(t *testing.T) {
-	if _, err := NewBuilder(t.TempDir() + "/nowhere"); err == nil {
-		t.Error("NewBuilder in no directory = nil")
+	b, err := NewBuilder(t.TempDir() + "/nowhere")
+	must(t, err)
+	defer b.Close()
+	for i := range 1_000_000 {
+		if _, err = b.Add(file(fmt.Sprint("file-", i), fmt.Sprint(i))); err != nil {
+			if i < 1000 || !errors.Is(err, iofs.ErrNotExist) {
+				t.Errorf("Add() = %v after %d files", err, i)
+			}
+			return
+		}
 	}
+	t.Error("a million files need no scratch file")
 }
 
 // TestBuilderDropsMuch has a tree of many names superseded and made again.

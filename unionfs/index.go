@@ -97,6 +97,10 @@ func (x *Index) readMeta() bool {
 // Close unmaps the file. A second Close does nothing.
 func (x *Index) Close() error { return x.s.close() }
 
+// Touched is how many bytes of the file were read so far, to the block: what
+// opening it and all that was asked of it since has cost. Size is all of them.
+func (x *Index) Touched() (read, size int64) { return x.s.touched() }
+
 // Meta says what blob the index was compiled from.
 func (x *Index) Meta() Meta { return x.meta }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math"
+	"math/bits"
 	"os"
 	"runtime/debug"
 	"sync/atomic"
@@ -313,6 +314,16 @@ func (s *sectionReader) verifyBlock(b uint64) (ok bool) {
 	}
 	s.good[b/32].Or(1 << (b % 32))
 	return true
+}
+
+// touched counts the blocks that were verified, the header, and the checksums.
+func (s *sectionReader) touched() (read, size int64) {
+	read = sectionHeader + int64(len(s.sums))
+	for i := range s.good {
+		read += int64(bits.OnesCount32(s.good[i].Load())) * sectionBlock
+	}
+	size = int64(len(s.data))
+	return min(read, size), size
 }
 
 // verify checks every block, also those that were checked before.

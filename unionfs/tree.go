@@ -70,6 +70,9 @@ func (t *Tree) check() error {
 // Close unmaps the tree, not its layers.
 func (t *Tree) Close() error { return t.s.close() }
 
+// Touched is how many bytes of the tree's file were read so far, to the block.
+func (t *Tree) Touched() (read, size int64) { return t.s.touched() }
+
 // ForgetPages drops the tree's resident pages. They come back when they are needed.
 func (t *Tree) ForgetPages() { t.s.forget() }
 

@@ -24,6 +24,13 @@ type treeFS struct {
 // is the file's *Attr.
 func (t *Tree) FS(content func(Ref) ([]byte, error)) iofs.FS { return &treeFS{t, content} }
 
+// Resolve finds the file or directory at name, which is as [io/fs.ValidPath] has
+// it. Symbolic links are followed, inside the root. It allocates; the error is an
+// *io/fs.PathError: io/fs.ErrNotExist, io/fs.ErrInvalid, ErrDamaged.
+func (t *Tree) Resolve(name string) (Ref, error) {
+	return (&treeFS{t: t}).resolve("resolve", name, true)
+}
+
 // lookup, dir and readlink make a Tree a namespace.
 func (t *Tree) lookup(dir Ref, name string) (Ref, bool, error) { return t.Lookup(dir, name) }
 
