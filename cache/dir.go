@@ -26,6 +26,7 @@ const (
 	layerDir    = "layers"
 	treeDir     = "trees"
 	blobDir     = "blobs/sha256"
+	profileDir  = "profiles"
 )
 
 // key is a SHA-256 as bytes: the name of a layer, a tree or a blob.
@@ -141,7 +142,7 @@ func layOut(root *os.Root) error {
 			return err
 		}
 	}
-	for _, d := range []string{packDir, layerDir, treeDir, blobDir, tempDir} {
+	for _, d := range []string{packDir, layerDir, treeDir, blobDir, profileDir, tempDir} {
 		if err := root.MkdirAll(d, 0o700); err != nil {
 			return err
 		}

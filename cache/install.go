@@ -20,9 +20,10 @@ type Kind uint8
 
 // The kinds of installed files.
 const (
-	Index Kind = iota + 1 // a layer index, by the digest of the layer's blob
-	Tree                  // a merged tree, by its chain ID
-	Blob                  // any blob, by its own digest, which is checked
+	Index   Kind = iota + 1 // a layer index, by the digest of the layer's blob
+	Tree                    // a merged tree, by its chain ID
+	Blob                    // any blob, by its own digest, which is checked
+	Profile                 // what was read of an image, by the digest of its manifest
 )
 
 // maxBlob bounds what [Cache.Blob] reads into memory: manifests and configs are
@@ -36,6 +37,8 @@ func (k Kind) place() (dir, ext string) {
 		return layerDir, ".idx"
 	case Tree:
 		return treeDir, ".tree"
+	case Profile:
+		return profileDir, ".profile"
 	default:
 		return blobDir, ""
 	}

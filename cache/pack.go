@@ -75,8 +75,9 @@ type Pack struct {
 	countMu sync.Mutex  // makes stored, spare and Cache.spared change together
 	spare   atomic.Bool // evicted before others, see SetIdle; changed under countMu
 
-	stage    atomic.Uint32 // a stage constant
-	stageGen atomic.Uint64 // gen at the commit
+	stage     atomic.Uint32 // a stage constant
+	stageGen  atomic.Uint64 // gen at the commit
+	unwritten atomic.Int64  // bytes that were staged, for writeBack
 }
 
 // newPack makes a pack that has nothing. The caller holds c.mu, or is alone.

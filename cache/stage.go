@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	iofs "io/fs"
+
+	"golang.org/x/sys/unix"
 )
 
 // A pack is staging from the first Stage to Commit or Rollback. Bytes of a pass
@@ -36,7 +38,31 @@ func (p *Pack) Stage(off int64, data []byte) error {
 		p.unstage(stageGone)
 		return fmt.Errorf("cache: staging %q: %w", p.name, notKept(err))
 	}
+	p.writeBack(off, int64(len(data)))
 	return nil
+}
+
+// writeBackStep is how much of a pass is left to the kernel before it is asked to
+// begin writing it to the disk.
+const writeBackStep = 4 << 20
+
+// writeBack has the kernel begin to write what was staged, and waits only for room
+// in the device's queue: Commit, which waits for all of it, would else have the
+// whole layer to write at the end of the pass.
+func (p *Pack) writeBack(off, n int64) {
+	end := p.unwritten.Add(n)
+	if end/writeBackStep == (end-n)/writeBackStep {
+		return
+	}
+	f := p.file.Load()
+	if f == nil {
+		return
+	}
+	// Contents come in the order of their places, but for those in several layers.
+	from := max(off+n-2*writeBackStep, 0)
+	_ = withFD(f, func(fd int) error { // a hint; and a file that was closed beside us is none
+		return unix.SyncFileRange(fd, from, off+n-from, unix.SYNC_FILE_RANGE_WRITE)
+	})
 }
 
 // Staged reports whether the bytes of the running pass are being kept.
