@@ -48,6 +48,7 @@ func (b *Blob) NoRanges() bool { return b.noRanges.Load() }
 // Suspect tells that the bytes were not those of the digest: the place that
 // they came from is forgotten, and its host asked last from now on.
 func (b *Blob) Suspect() {
+	b.unhold()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.avoid, b.good = b.good, ""
@@ -68,6 +69,16 @@ func (b *Blob) Range(ctx context.Context, p Priority, off, n int64) (io.ReadClos
 	if off < 0 || n < 0 || off > b.desc.Size || n > b.desc.Size-off {
 		return nil, b.failed(fail(iofs.ErrInvalid, "bytes %d+%d of %d", off, n, b.desc.Size))
 	}
+	if h := b.held(off, n); h != nil {
+		tellTurn(ctx, true)
+		ctx, cancel := b.c.bound(ctx)
+		return &heldReader{b: b, h: h, ctx: ctx, cancel: cancel, p: p, off: off, end: off + n}, nil
+	}
+	return b.request(ctx, p, off, n)
+}
+
+// request is Range, by a request.
+func (b *Blob) request(ctx context.Context, p Priority, off, n int64) (io.ReadCloser, error) {
 	ctx, cancel := b.c.bound(ctx)
 	return b.open(&body{b: b, ctx: ctx, cancel: cancel, class: class(p, false), off: off, end: off + n})
 }

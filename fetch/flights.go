@@ -1,10 +1,13 @@
 package fetch
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	iofs "io/fs"
+	"slices"
+	"sync/atomic"
 
 	"github.com/imgfs/imgfs/cache"
 	"github.com/imgfs/imgfs/unionfs"
@@ -15,15 +18,25 @@ import (
 type flight struct {
 	done   chan struct{}
 	replay bool   // it comes by the replay of the whole layer
+	j      *job   // that brings it, if it comes along with others; Reader.mu
+	wanted bool   // a reader waits, or has waited; Reader.mu
 	data   []byte // both set before done is closed
 	err    error
 }
 
 // job is one ranged request and the chunks that come out of it.
 type job struct {
-	prio   Priority
-	off, n int64
-	chunks []jobChunk // in the order of their places
+	prio    Priority
+	off, n  int64
+	chunks  []jobChunk   // in the order of their places
+	started bool         // the request is under way; Reader.mu
+	pos     atomic.Int64 // in the blob: chunks before it have landed
+}
+
+// far reports whether a chunk that nobody had asked for is not about to come: its
+// request waits for its turn, or has much to bring before it.
+func (f *flight) far(c *unionfs.Chunk) bool {
+	return f.j != nil && (!f.j.started || c.BlobOff-f.j.pos.Load() > maxGap+c.BlobLen)
 }
 
 // jobChunk is a chunk of a job.
@@ -45,6 +58,60 @@ func (r *Reader) register(n uint32) (f *flight, created bool) {
 	f = &flight{done: make(chan struct{})}
 	r.flights[n] = f
 	return f, true
+}
+
+// join is register for a reader, who waits for the chunk: a flight that is far
+// gives way to one of the reader's own. Nobody waits for that one, and its job
+// passes the chunk over. The caller holds r.mu.
+func (r *Reader) join(n uint32, c *unionfs.Chunk) (f *flight, created bool) {
+	if f := r.flights[n]; f != nil && !f.wanted && f.far(c) {
+		delete(r.flights, n)
+	}
+	f, created = r.register(n)
+	f.wanted = true
+	return f, created
+}
+
+// trim leaves out of a job what readers have taken over, and reports whether
+// there is anything left of it.
+func (r *Reader) trim(j *job) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	j.chunks = slices.DeleteFunc(j.chunks, func(c jobChunk) bool { return r.flights[c.n] != c.f })
+	if len(j.chunks) == 0 {
+		return false
+	}
+	end := int64(0)
+	for i := range j.chunks {
+		end = max(end, j.chunks[i].c.BlobOff+j.chunks[i].c.BlobLen)
+	}
+	j.off = j.chunks[0].c.BlobOff
+	j.n = end - j.off
+	j.pos.Store(j.off)
+	return true
+}
+
+// overtake is register for what comes along with what a reader waits for: a chunk
+// whose request has not begun comes with this one. The caller holds r.mu.
+func (r *Reader) overtake(n uint32) (f *flight, created bool) {
+	if f := r.flights[n]; f != nil && !f.wanted && f.j != nil && !f.j.started {
+		delete(r.flights, n)
+	}
+	return r.register(n)
+}
+
+// start notes whether the job's request is under way, or waits for its turn.
+func (r *Reader) start(j *job, has bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	j.started = has
+}
+
+// taken reports whether a reader has taken the chunk over.
+func (r *Reader) taken(c *jobChunk) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.flights[c.n] != c.f
 }
 
 // land ends the flight of chunk n.
@@ -79,7 +146,7 @@ func (r *Reader) want(id unionfs.ID, ci *unionfs.ContentInfo, need []wanted) err
 	fresh := make([]jobChunk, 0, len(need))
 	for i := range need {
 		w := &need[i]
-		if w.f, w.own = r.register(w.n); w.own {
+		if w.f, w.own = r.join(w.n, &w.c); w.own {
 			c := jobChunk{n: w.n, c: w.c, size: w.size, packOff: w.packOff, f: w.f}
 			if w.n == ci.FirstChunk+ci.NChunks-1 {
 				whole := *ci
@@ -96,7 +163,7 @@ func (r *Reader) want(id unionfs.ID, ci *unionfs.ContentInfo, need []wanted) err
 		return nil
 	}
 	for _, j := range r.plan(id, ci, fresh) {
-		r.begin(func() { r.run(j) })
+		r.begin(func() { r.run(r.ctx, j) })
 	}
 	return nil
 }
@@ -108,7 +175,7 @@ func (r *Reader) again(w *wanted) error {
 	if r.closed {
 		return fmt.Errorf("fetch: reading layer %s: %w", r.l.Desc.Digest, iofs.ErrClosed)
 	}
-	if w.f, w.own = r.register(w.n); !w.own {
+	if w.f, w.own = r.join(w.n, &w.c); !w.own {
 		return nil
 	}
 	c := jobChunk{n: w.n, c: w.c, size: w.size, packOff: w.packOff, f: w.f}
@@ -117,7 +184,7 @@ func (r *Reader) again(w *wanted) error {
 		return nil
 	}
 	j := &job{prio: Demand, off: c.c.BlobOff, n: c.c.BlobLen, chunks: []jobChunk{c}}
-	r.begin(func() { r.run(j) })
+	r.begin(func() { r.run(r.ctx, j) })
 	return nil
 }
 
@@ -131,8 +198,8 @@ func (r *Reader) ranged() bool {
 }
 
 // run lands all flights of a job.
-func (r *Reader) run(j *job) {
-	err := recovered(func() error { return r.fetch(j) })
+func (r *Reader) run(ctx context.Context, j *job) {
+	err := recovered(func() error { return r.fetch(ctx, j) })
 	for i := range j.chunks {
 		if c := &j.chunks[i]; c.f != nil {
 			if err == nil {
@@ -143,16 +210,19 @@ func (r *Reader) run(j *job) {
 	}
 }
 
-func (r *Reader) fetch(j *job) error {
+func (r *Reader) fetch(ctx context.Context, j *job) error {
 	if j.prio != Demand {
 		select {
 		case r.ahead <- struct{}{}:
 			defer func() { <-r.ahead }()
-		case <-r.ctx.Done():
-			return r.ctx.Err()
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
-	rc, err := r.l.Blob.Range(r.ctx, j.prio, j.off, j.n)
+	if !r.trim(j) {
+		return nil
+	}
+	rc, err := r.l.Blob.Range(onTurn(ctx, func(has bool) { r.start(j, has) }), j.prio, j.off, j.n)
 	if err != nil {
 		return err
 	}
@@ -160,7 +230,13 @@ func (r *Reader) fetch(j *job) error {
 	fr := newFrames(r.format, rc, j.off)
 	defer fr.close()
 	for i := range j.chunks {
-		if err := r.take(fr, &j.chunks[i]); err != nil {
+		c := &j.chunks[i]
+		j.pos.Store(c.c.BlobOff)
+		if r.taken(c) {
+			c.f = nil
+			continue
+		}
+		if err := r.take(ctx, fr, c); err != nil {
 			return err
 		}
 	}
@@ -175,11 +251,11 @@ func (r *Reader) fetch(j *job) error {
 
 // take reads the chunk c, lands its flight, and keeps it. An error is that of
 // the request: nothing will follow.
-func (r *Reader) take(fr *frames, c *jobChunk) error {
+func (r *Reader) take(ctx context.Context, fr *frames, c *jobChunk) error {
 	if c.size > maxChunk {
 		return fmt.Errorf("chunk of %d bytes: %w", c.size, unionfs.ErrDamaged)
 	}
-	release, err := holdMemory(r.ctx, c.size)
+	release, err := holdMemory(ctx, c.size)
 	if err != nil {
 		return err
 	}

@@ -98,10 +98,10 @@ func streamf(format string, args ...any) error { return errStream{fmt.Sprintf(fo
 
 // Index reads the table of contents of a layer that has one, and adds its
 // entries and contents to b: one ranged request, two when an eStargz table is
-// larger than the guess. When the layer has none that can be trusted, f is 0 and
-// why says so in a few words; then the layer must be streamed (StartPass).
+// larger than the guess. When the layer has none that can be trusted, Format is 0;
+// then the layer must be streamed (StartPass).
 //
-// When f is 0 or err is not nil, b may have entries already: it must be closed,
+// When Format is 0 or err is not nil, b may have entries already: it must be closed,
 // and a new one made. So nobody should see b before Index has returned.
 //
 // The table is the truth about such a layer: it is checked against the digest in
@@ -110,22 +110,31 @@ func streamf(format string, args ...any) error { return errStream{fmt.Sprintf(fo
 //
 // Errors are those of the blob's requests, and *unionfs.EntryError for an entry
 // that no layer may have.
-func Index(ctx context.Context, l Layer, b *unionfs.Builder) (f Format, why string, err error) {
+func Index(ctx context.Context, l Layer, b *unionfs.Builder) (t TOC, err error) {
 	switch {
 	case l.Desc.Annotations[zstdPosition] != "":
-		f, err = FormatZstdChunked, indexZstdChunked(ctx, l, b)
+		t.Format, err = FormatZstdChunked, indexZstdChunked(ctx, l, b)
 	case l.Desc.Annotations[tocDigest] != "":
-		f, err = FormatEstargz, indexEstargz(ctx, l, b)
+		t.Format = FormatEstargz
+		err = indexEstargz(ctx, l, b, &t)
 	default:
-		return 0, "no table of contents announced", nil
+		return TOC{Why: "no table of contents announced"}, nil
 	}
 	if s := (errStream{}); errors.As(err, &s) {
-		return 0, s.why, nil
+		return TOC{Why: s.why}, nil
 	}
 	if err != nil {
-		return 0, "", fmt.Errorf("fetch: reading the table of contents of layer %s: %w", l.Desc.Digest, err)
+		return TOC{}, fmt.Errorf("fetch: reading the table of contents of layer %s: %w", l.Desc.Digest, err)
 	}
-	return f, "", nil
+	return t, nil
+}
+
+// TOC is what Index found out about a layer.
+type TOC struct {
+	Format      Format // 0: there is no table of contents that can be used
+	Why         string // then, in a few words
+	Tail        int64  // bytes of the blob's end that have the table, where that is to be found out
+	Prioritized int64  // bytes at the beginning of the blob that whoever made it expects to be read first; 0 if it does not say
 }
 
 // sourceReader remembers the error of the reader under a decoder, so that a

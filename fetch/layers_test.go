@@ -64,9 +64,11 @@ func tryLoad(tb testing.TB, l Layer, c *cache.Cache, o ReaderOptions) (*loaded, 
 	defer func() { b.Close() }()
 	ld := &loaded{}
 	ld.blob, _ = l.Blob.(*memBlob)
-	if ld.format, ld.why, err = Index(ctx, l, b); err != nil {
+	toc, err := Index(ctx, l, b)
+	if err != nil {
 		return nil, err
 	}
+	ld.format, ld.why = toc.Format, toc.Why
 	if ld.pack, err = c.Pack(l.Desc.Digest); err != nil {
 		return nil, err
 	}

@@ -100,8 +100,8 @@ func BenchmarkIndex(b *testing.B) {
 				b.StopTimer()
 				bl := mustBuilder(b)
 				b.StartTimer()
-				if f, why, err := Index(context.Background(), l, bl); f == 0 {
-					b.Fatal(why, err)
+				if t, err := Index(context.Background(), l, bl); t.Format == 0 {
+					b.Fatal(t.Why, err)
 				}
 			}
 			b.ReportMetric(float64(len(files)), "files/op")

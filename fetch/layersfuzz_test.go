@@ -74,12 +74,12 @@ func fuzzTOC(t *testing.T, l Layer) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	f, why, err := Index(context.Background(), l, b)
-	if (f != 0) != (why == "" && err == nil) {
-		t.Fatalf("Index = %v, %q, %v", f, why, err)
+	toc, err := Index(context.Background(), l, b)
+	if (toc.Format != 0) != (toc.Why == "" && err == nil) || toc.Prioritized < 0 || toc.Prioritized > l.Blob.Size() {
+		t.Fatalf("Index = %+v, %v", toc, err)
 	}
-	if f != 0 {
-		checkIndexed(t, l, b, f)
+	if toc.Format != 0 {
+		checkIndexed(t, l, b, toc.Format)
 	}
 }
 

@@ -18,8 +18,9 @@ const (
 
 // largeMemory is a variable of the package because the process has one memory.
 //
-// Who waits for it may hold a slot. Who has it never waits for a slot, only for
-// the bytes of a request that is under way, which has a deadline.
+// Who waits for it may hold a slot. Who has it waits for the bytes of a request
+// that is under way, which has a deadline; a request that breaks and is made again
+// may wait for a slot within that.
 var largeMemory = semaphore.NewWeighted(maxLarge)
 
 // holdMemory waits until n bytes may be held, until release is called. The error

@@ -70,7 +70,7 @@ func (r *Reader) plan(id unionfs.ID, ci *unionfs.ContentInfo, need []jobChunk) [
 		w.after(k, last.n)
 		chunks = append(append(w.before, need...), w.found...)
 	}
-	jobs := split(chunks, need[0].n, last.n)
+	jobs := split(chunks, maxGap)
 	end := to
 	for _, j := range jobs {
 		end = max(end, j.off+j.n)
@@ -103,17 +103,23 @@ func (w *walk) add(out *[]jobChunk, ci *unionfs.ContentInfo, n uint32) (more boo
 	if c.BlobOff < w.lo || c.BlobOff+c.BlobLen > w.hi || c.Inner&sparseMark != 0 {
 		return false
 	}
+	return w.take(out, ci, n, &c, size)
+}
+
+// take adds a chunk, unless it is here or on its way; more is false when there is
+// enough.
+func (w *walk) take(out *[]jobChunk, ci *unionfs.ContentInfo, n uint32, c *unionfs.Chunk, size int64) (more bool) {
 	if size > maxChunk || w.r.pack.Has(n, 1) {
 		return true
 	}
 	if w.size += size; w.size > maxAheadSize {
 		return false
 	}
-	f, created := w.r.register(n)
+	f, created := w.r.overtake(n)
 	if !created {
 		return true
 	}
-	j := jobChunk{n: n, c: c, size: size, packOff: ci.PackOff + c.Off, f: f}
+	j := jobChunk{n: n, c: *c, size: size, packOff: ci.PackOff + c.Off, f: f}
 	if n == ci.FirstChunk+ci.NChunks-1 {
 		whole := *ci
 		j.last = &whole
@@ -189,24 +195,26 @@ func (w *walk) behind(k, n uint32) {
 	}
 }
 
-// split makes requests of chunks, which are in the order of their places. Those
-// with a chunk of [first, last] are in demand.
-func split(chunks []jobChunk, first, last uint32) (jobs []*job) {
+// split makes requests of chunks, which are in the order of their places; those that
+// lie at most gap bytes apart come together. Requests with a chunk that a reader
+// waits for are in demand. The caller holds r.mu.
+func split(chunks []jobChunk, gap int64) (jobs []*job) {
 	var j *job
 	for i := range chunks {
 		c := &chunks[i]
 		off, end := c.c.BlobOff, c.c.BlobOff+c.c.BlobLen
 		same := j != nil && off == j.chunks[len(j.chunks)-1].c.BlobOff // the same frame
-		near := j != nil && off >= j.off+j.n && off-(j.off+j.n) <= maxGap && end-j.off <= maxRange
+		near := j != nil && off >= j.off+j.n && off-(j.off+j.n) <= gap && end-j.off <= maxRange
 		if !same && !near {
 			j = &job{prio: Soon, off: off}
 			jobs = append(jobs, j)
 		}
-		if c.n >= first && c.n <= last {
+		if c.f.wanted {
 			j.prio = Demand
 		}
 		j.n = max(j.n, end-j.off)
 		j.chunks = append(j.chunks, *c)
+		c.f.j = j
 	}
 	return jobs
 }

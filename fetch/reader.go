@@ -41,6 +41,8 @@ type Reader struct {
 	ahead chan struct{}  // held by the ranges that nobody has asked for
 	full  atomic.Bool    // the last chunk was not kept: do not fetch what nobody waits for
 
+	traces atomic.Pointer[[]*Trace] // that note what is read; nil when there are none
+
 	mu      sync.Mutex // guards what follows
 	closed  bool
 	flights map[uint32]*flight
@@ -108,6 +110,9 @@ func (r *Reader) ReadAt(ctx context.Context, id unionfs.ID, p []byte, off int64)
 	last, err := r.chunkAt(&ci, off+int64(len(p))-1)
 	if err != nil {
 		return 0, err
+	}
+	if traces := r.traces.Load(); traces != nil {
+		r.note(*traces, first, last)
 	}
 	if !r.strict {
 		if ok, err := r.pack.ReadAt(p, ci.PackOff+off, first, last-first+1); ok && err == nil {

@@ -105,7 +105,7 @@ func (r *Reader) replayOnce() error {
 				continue
 			}
 			j := jobChunk{n: n, c: c, size: size, packOff: ci.PackOff + c.Off, f: f}
-			if err := r.take(fr, &j); err != nil {
+			if err := r.take(r.ctx, fr, &j); err != nil {
 				return err
 			}
 		}

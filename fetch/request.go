@@ -7,6 +7,7 @@ import (
 	iofs "io/fs"
 	"net/http"
 	"net/url"
+	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -199,6 +200,7 @@ func (a *answer) fine() bool {
 func (c *Client) turn(ctx context.Context, ep *endpoint, cl *call) (release func(), e *Error) {
 	cl.wait.end(0)
 	defer cl.wait.begin()
+	tellTurn(ctx, false)
 	if e := ep.state.ready(ctx); e != nil {
 		return nil, e
 	}
@@ -206,15 +208,33 @@ func (c *Client) turn(ctx context.Context, ep *endpoint, cl *call) (release func
 	if err != nil {
 		return nil, done(ctx)
 	}
+	tellTurn(ctx, true)
 	return release, nil
+}
+
+type turnKey struct{}
+
+// onTurn has f called with false whenever a request of ctx begins to wait for its
+// turn at a host, the first time or again, and with true when it has it. f must not
+// block.
+func onTurn(ctx context.Context, f func(has bool)) context.Context {
+	return context.WithValue(ctx, turnKey{}, f)
+}
+
+func tellTurn(ctx context.Context, has bool) {
+	if f, ok := ctx.Value(turnKey{}).(func(bool)); ok {
+		f(has)
+	}
 }
 
 // exchange sends one request, in its turn.
 func (c *Client) exchange(ctx context.Context, ep *endpoint, cl *call, u *url.URL, cred *token) (*answer, *Error) {
-	release, e := c.turn(ctx, ep, cl)
+	give, e := c.turn(ctx, ep, cl)
 	if e != nil {
 		return nil, e
 	}
+	end := c.rest.begin()
+	release := sync.OnceFunc(func() { give(); end() })
 	req, err := http.NewRequest(http.MethodGet, u.String(), nil)
 	if err != nil {
 		release()

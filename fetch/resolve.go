@@ -59,9 +59,15 @@ func isIndex(m types.MediaType) bool {
 // limits), ErrPlatform (the index has none for the platform; the message lists
 // what it has), and those of Blob.Range.
 func (c *Client) Resolve(ctx context.Context, ref name.Reference, platform v1.Platform) (*Image, error) {
+	return c.ResolveEarly(ctx, ref, platform, nil)
+}
+
+// ResolveEarly is Resolve. known, if not nil, is told the manifest as soon as it is
+// known, before the config is asked for. It must not block.
+func (c *Client) ResolveEarly(ctx context.Context, ref name.Reference, platform v1.Platform, known func(v1.Hash, *v1.Manifest)) (*Image, error) {
 	ctx, cancel := c.bound(ctx)
 	defer cancel()
-	r := &resolver{c: c, repo: ref.Context(), want: normalize(platform)}
+	r := &resolver{c: c, repo: ref.Context(), want: normalize(platform), known: known}
 	img, err := r.image(ctx, ref)
 	if err != nil {
 		return nil, err.named("resolve", ref.Name())
@@ -76,6 +82,7 @@ type resolver struct {
 	want    v1.Platform
 	indexes int             // read
 	entries []v1.Descriptor // of all of them
+	known   func(v1.Hash, *v1.Manifest)
 }
 
 func (r *resolver) image(ctx context.Context, ref name.Reference) (*Image, *Error) {
@@ -91,6 +98,9 @@ func (r *resolver) image(ctx context.Context, ref name.Reference) (*Image, *Erro
 		if doc == nil {
 			return nil, fail(ErrPlatform, "wanted %s, there is: %s", r.want.String(), platforms(r.entries))
 		}
+	}
+	if r.known != nil {
+		r.known(doc.desc.Digest, doc.manifest)
 	}
 	config, raw, err := r.config(ctx, doc.manifest)
 	if err != nil {

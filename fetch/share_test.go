@@ -47,10 +47,11 @@ func readOne(t *testing.T, l Layer, c *cache.Cache, pack *cache.Pack) {
 	}
 	defer b.Close()
 	ld := &loaded{pack: pack}
-	if ld.format, _, err = Index(context.Background(), l, b); err != nil {
+	toc, err := Index(context.Background(), l, b)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if ld.format == 0 {
+	if ld.format = toc.Format; ld.format == 0 {
 		p := StartPass(l, b, pack, c)
 		defer p.Close()
 		if err := p.Wait(context.Background()); err != nil {

@@ -3,13 +3,13 @@ package fetch
 import (
 	"archive/tar"
 	"encoding/hex"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
+	"path"
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/containerd/stargz-snapshotter/estargz"
 
 	"github.com/imgfs/imgfs/unionfs"
 )
@@ -48,94 +48,6 @@ var tocTypes = map[string]byte{
 	"fifo":     tar.TypeFifo,
 }
 
-// decodeTOC calls add for each entry of the JSON document in r, holding one of
-// them at a time. A malformed document, or one beyond the limits, is an errStream.
-func decodeTOC(r io.Reader, add func(*tocEntry) error) error {
-	budget := &entryBudget{r: r, total: maxTOC}
-	d := json.NewDecoder(budget)
-	if err := expectDelim(d, '{'); err != nil {
-		return err
-	}
-	seen := false
-	for d.More() {
-		budget.left = maxTOCEntry
-		key, err := d.Token()
-		if err != nil {
-			return streamf("table of contents: %v", err)
-		}
-		if !strings.EqualFold(key.(string), "entries") {
-			var skip json.RawMessage
-			if err := d.Decode(&skip); err != nil {
-				return streamf("table of contents: %v", err)
-			}
-			continue
-		}
-		if seen {
-			return streamf("table of contents: entries twice")
-		}
-		seen = true
-		if err := expectDelim(d, '['); err != nil {
-			return err
-		}
-		for d.More() {
-			budget.left = maxTOCEntry
-			var e tocEntry
-			if err := d.Decode(&e); err != nil {
-				return streamf("table of contents: %v", err)
-			}
-			if err := add(&e); err != nil {
-				return err
-			}
-		}
-		if err := expectDelim(d, ']'); err != nil {
-			return err
-		}
-	}
-	if err := expectDelim(d, '}'); err != nil {
-		return err
-	}
-	if !seen {
-		return streamf("table of contents: no entries")
-	}
-	return nil
-}
-
-func expectDelim(d *json.Decoder, want json.Delim) error {
-	t, err := d.Token()
-	if err != nil {
-		return streamf("table of contents: %v", err)
-	}
-	if t != want {
-		return streamf("table of contents: %v where %v should be", t, want)
-	}
-	return nil
-}
-
-// entryBudget ends a document that is too long, or has an entry that is: the
-// decoder holds a whole entry in memory.
-type entryBudget struct {
-	r           io.Reader
-	left, total int64
-}
-
-var errBudget = errors.New("too large")
-
-func (b *entryBudget) Read(p []byte) (int, error) {
-	if b.left == 0 {
-		b.left = maxTOCEntry // before the first key
-	}
-	n := min(int64(len(p)), b.total)
-	if n == 0 || b.left < 0 {
-		return 0, errBudget
-	}
-	m, err := b.r.Read(p[:n])
-	b.total -= int64(m)
-	if b.left -= int64(m); b.left == 0 {
-		b.left = -1
-	}
-	return m, err
-}
-
 // tocSink gives entries of a table of contents to a Builder and checks where
 // their chunks are said to be. Frames must follow each other in the order of the
 // entries and not overlap. The end of an eStargz frame is the beginning of the
@@ -151,6 +63,8 @@ type tocSink struct {
 	inner int64      // bytes of the last frame that chunks have taken
 	open  []tocChunk // chunks of the last frame
 	held  int        // chunks of file and queue
+
+	landmark int64 // where eStargz' landmark is, before which are the prioritized files; 0 without one
 }
 
 type tocFile struct {
@@ -182,6 +96,9 @@ func (s *tocSink) add(e *tocEntry) error {
 	}
 	if isTOCName(e.Name) {
 		// Its frame counts for the length of the one before.
+		if path.Clean("/"+e.Name) == "/"+estargz.PrefetchLandmark && e.Offset <= s.end {
+			s.landmark = max(e.Offset, 0)
+		}
 		if s.format == FormatEstargz && e.Offset != 0 {
 			return s.advance(e.Offset)
 		}

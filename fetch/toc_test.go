@@ -126,12 +126,12 @@ func TestLyingTOC(t *testing.T) {
 			"estargz": eStargzLayer(make([]byte, 1000), doc), "zstdchunked": zstdChunkedLayer(make([]byte, 1000), doc),
 		} {
 			t.Run(tc.name+"/"+format, func(t *testing.T) {
-				f, why, err := Index(context.Background(), l, mustBuilder(t))
+				toc, err := Index(context.Background(), l, mustBuilder(t))
 				switch {
 				case tc.err != nil && !errors.Is(err, tc.err):
-					t.Errorf("Index = %v, %q, %v, want error %v", f, why, err, tc.err)
-				case tc.err == nil && (f != 0 || why == "" || err != nil):
-					t.Errorf("Index = %v, %q, %v, want a reason to stream", f, why, err)
+					t.Errorf("Index = %+v, %v, want error %v", toc, err, tc.err)
+				case tc.err == nil && (toc.Format != 0 || toc.Why == "" || err != nil):
+					t.Errorf("Index = %+v, %v, want a reason to stream", toc, err)
 				}
 			})
 		}
@@ -183,9 +183,9 @@ func TestBrokenTOC(t *testing.T) {
 		{"checksum", zc(func(a map[string]string) { a[zstdChecksum] = someDigest }), false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			f, why, err := Index(context.Background(), tc.l, mustBuilder(t))
-			if err != nil || (f != 0) != tc.ok || (why == "") != tc.ok {
-				t.Errorf("Index = %v, %q, %v, want ok %v", f, why, err, tc.ok)
+			toc, err := Index(context.Background(), tc.l, mustBuilder(t))
+			if err != nil || (toc.Format != 0) != tc.ok || (toc.Why == "") != tc.ok {
+				t.Errorf("Index = %+v, %v, want ok %v", toc, err, tc.ok)
 			}
 		})
 	}
@@ -197,10 +197,10 @@ func TestTOCBomb(t *testing.T) {
 	l := eStargzLayer(nil, append([]byte(`{"entries":[`), bytes.Repeat([]byte(" "), 100<<20)...))
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	_, why, err := Index(context.Background(), l, mustBuilder(t))
+	toc, err := Index(context.Background(), l, mustBuilder(t))
 	runtime.ReadMemStats(&after)
-	if why == "" || err != nil {
-		t.Errorf("Index = %q, %v", why, err)
+	if toc.Why == "" || err != nil {
+		t.Errorf("Index = %+v, %v", toc, err)
 	}
 	if n := after.TotalAlloc - before.TotalAlloc; n > 32<<20 {
 		t.Errorf("%d bytes allocated", n)

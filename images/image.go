@@ -132,6 +132,7 @@ func (im *image) load(ctx context.Context) (*imageState, error) {
 		live = live || ls.idx == nil
 		st.stack = append(st.stack, ls.source())
 	}
+	im.s.use(im, states)
 	if !live {
 		return im.merge(states)
 	}

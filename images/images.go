@@ -22,6 +22,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/imgfs/imgfs/cache"
@@ -42,6 +43,8 @@ type Options struct {
 	Allow     []string       // globs of registry hosts; empty: all
 	Deny      []string       // globs of registry hosts, stronger than Allow
 	Timeout   time.Duration  // the longest a reader waits for a registry without progress; 0: 60 s
+	Prefetch  bool           // keep access profiles, and fetch what they have when an image is opened
+	Profiles  string         // directory with more profiles, as ProfileName names them; "": none
 	Strict    bool           // check every byte against its digest at every read
 	UserAgent string         // of the requests
 	Keychain  authn.Keychain // credentials; nil: docker's config.json and podman's auth.json
@@ -50,7 +53,7 @@ type Options struct {
 
 // Store is the images of one cache directory. It is safe for concurrent use.
 //
-// Lock order: catalog.mu, then Store.mu, then image.mu, then layer.mu; none but the first is held during I/O.
+// Lock order: catalog.mu, then profiles.mu, then Store.mu, then image.mu, then layer.mu; none but the first is held during I/O.
 type Store struct {
 	o        Options
 	platform v1.Platform
@@ -59,11 +62,13 @@ type Store struct {
 	client   *fetch.Client
 	log      *slog.Logger
 
-	pulls   pulls
-	flights singleflight.Group // pulls by name, opening of images and layers by digest
-	tasks   sync.WaitGroup     // everything that runs beside a caller
-	ctx     context.Context    // ends with Close
-	cancel  context.CancelFunc
+	pulls    pulls
+	looking  *semaphore.Weighted // at programs
+	profiles profiles
+	flights  singleflight.Group // pulls by name, opening of images and layers by digest
+	tasks    sync.WaitGroup     // everything that runs beside a caller
+	ctx      context.Context    // ends with Close
+	cancel   context.CancelFunc
 
 	mu       sync.Mutex
 	views    map[uint32]*View
@@ -74,6 +79,7 @@ type Store struct {
 	probes   map[string]probe
 	watch    func(Event)
 	formats  map[v1.Hash]fetch.Format // of layer indexes on this disk, as far as they were asked for
+	programs map[Ino]bool             // whose beginning was read, and that were looked at
 	xattrs   map[string]bool          // names of extended attributes that some open layer has
 	arriving map[*unionfs.Builder]bool
 	spare    map[v1.Hash]bool // keys of layers that only dangling images have
@@ -88,6 +94,8 @@ type Event struct {
 	Err   error // why, when something failed
 	Drop  bool  // what the kernel has cached below the name is no longer true
 	Files Range // files whose content is no longer what the kernel has cached
+
+	Told chan<- struct{} // not nil: something is sent when the kernel has dropped what it cached of Files; it has room for that
 }
 
 // Range is inode numbers, First to Last; none when Last is 0.
@@ -128,8 +136,9 @@ func Open(o Options) (*Store, error) {
 	}
 	s := &Store{o: o, platform: p, cache: c, cat: cat, client: client, log: o.Log, views: map[uint32]*View{},
 		images: map[imageKey]*image{}, layers: map[uint32]*layer{}, negative: map[Name]negative{},
-		probes: map[string]probe{}, formats: map[v1.Hash]fetch.Format{}, xattrs: map[string]bool{},
+		probes: map[string]probe{}, formats: map[v1.Hash]fetch.Format{}, programs: map[Ino]bool{}, looking: semaphore.NewWeighted(maxLooking), xattrs: map[string]bool{},
 		arriving: map[*unionfs.Builder]bool{}, spare: map[v1.Hash]bool{}}
+	s.profiles.open, s.profiles.held = map[*image]*tracing{}, map[v1.Hash][]*fetch.Hold{}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if damage != nil {
 		o.Log.Error("the catalogue was made again", "err", damage)
@@ -151,6 +160,7 @@ func Open(o Options) (*Store, error) {
 // Close stops what runs in the background and writes what is not yet durable.
 // No other method may be running or called after it.
 func (s *Store) Close() error {
+	s.endTraces()
 	s.cancel()
 	s.mu.Lock()
 	images, layers := s.images, s.layers
@@ -193,6 +203,8 @@ func (s *Store) tell(e Event) {
 	s.mu.Unlock()
 	if f != nil {
 		f(e)
+	} else if e.Told != nil {
+		e.Told <- struct{}{} // nobody caches anything
 	}
 }
 

@@ -34,7 +34,9 @@ type layer struct {
 	why    atomic.Pointer[string] // why it is streamed, if it is
 	failed atomic.Pointer[string] // why the last attempt to open it failed; nil when it did not
 
-	counted atomic.Bool // its sizes were recorded
+	counted     atomic.Bool  // its sizes were recorded
+	prioritized atomic.Int64 // bytes of the blob to fetch first, as its table of contents says
+	tail        atomic.Int64 // bytes of the blob's end that have that table; 0 when it is not known
 
 	// state is nil while the layer is not open. What a state refers to stays
 	// mapped until the store closes, so that no reader can lose it.
@@ -147,15 +149,17 @@ func (l *layer) load(ctx context.Context) (*layerState, error) {
 		return l.compile(b, fetch.FormatTar) // an empty layer has nothing to fetch
 	}
 	l.why.Store(nil)
-	format, why, err := fetch.Index(ctx, l.remote(), b)
-	if err == nil && format != 0 {
-		return l.compile(b, format)
+	toc, err := fetch.Index(ctx, l.remote(), b)
+	if err == nil && toc.Format != 0 {
+		l.prioritized.Store(toc.Prioritized)
+		l.tail.Store(toc.Tail)
+		return l.compile(b, toc.Format)
 	}
 	b.Close()
 	if err != nil {
 		return nil, err
 	}
-	return l.stream(why)
+	return l.stream(toc.Why)
 }
 
 // remote is the layer as its registry has it.

@@ -77,7 +77,12 @@ func (s *Store) pull(ctx context.Context, n Name, update bool) (ch Change, err e
 	if err != nil {
 		return Change{}, fmt.Errorf("images: pulling %q: %v: %w", n, err, iofs.ErrInvalid)
 	}
-	res, err := s.client.Resolve(ctx, ref, platform)
+	var expected v1.Hash
+	defer func() { s.dropHeld(expected) }() // what the image's opening has not taken
+	res, err := s.client.ResolveEarly(ctx, ref, platform, func(digest v1.Hash, m *v1.Manifest) {
+		expected = digest
+		s.expect(ref.Context(), digest, m)
+	})
 	if err != nil {
 		if errors.Is(err, iofs.ErrNotExist) {
 			s.rememberMissing(n, err)

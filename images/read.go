@@ -31,6 +31,9 @@ func (s *Store) ReadAt(ctx context.Context, ino Ino, p []byte, off int64) (n int
 				l.damaged(st, err)
 				continue
 			}
+			if off == 0 && err == nil && isProgram(p[:n]) {
+				s.programRead(ino, l, id)
+			}
 			return n, err
 		}
 		n, err = s.readLive(ctx, st, id, p, off)

@@ -80,6 +80,14 @@ func (s *sources) NoRanges() bool {
 	return slices.ContainsFunc(s.all(), (*fetch.Blob).NoRanges)
 }
 
+// HeldTail is how many bytes of the blob's end are held in memory.
+func (s *sources) HeldTail() (n int64) {
+	for _, b := range s.all() {
+		n = max(n, b.HeldTail())
+	}
+	return n
+}
+
 // Suspect tells that the bytes were not those of the digest.
 func (s *sources) Suspect() {
 	for _, b := range s.all() {
