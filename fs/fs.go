@@ -233,6 +233,6 @@ func (f *fileSystem) event(e images.Event) {
 		f.space.dropImage(e.Name)
 	}
 	if e.Files.Last != 0 {
-		f.notify.files(e.Files)
+		f.notify.files(e.Files, e.Told)
 	}
 }

@@ -26,7 +26,10 @@ type notifier struct {
 }
 
 // notice is a range of inodes whose pages and attributes are to be dropped.
-type notice struct{ first, last uint64 }
+type notice struct {
+	first, last uint64
+	told        chan<- struct{} // has room for what is sent when it was delivered; may be nil
+}
 
 func newNotifier(log *slog.Logger) *notifier {
 	return &notifier{names: newNameQueue(log), inodes: newQueue(log)}
@@ -52,8 +55,9 @@ func (n *notifier) close() {
 func (n *notifier) inode(node uint64) { n.inodes.add(notice{first: node, last: node}) }
 
 // files has the kernel drop what it caches of a range of inodes.
-func (n *notifier) files(r images.Range) {
-	n.inodes.add(notice{first: uint64(r.First), last: uint64(r.Last)})
+// told, if not nil, is sent something when it has.
+func (n *notifier) files(r images.Range, told chan<- struct{}) {
+	n.inodes.add(notice{first: uint64(r.First), last: uint64(r.Last), told: told})
 }
 
 // entry has the kernel forget a name in a directory, and all below it. It returns
@@ -166,6 +170,12 @@ func (q *queue) run(s *fuse.Server) {
 				return // unmounted
 			}
 			check(q.log, st, node, "")
+		}
+		if x.told != nil {
+			select {
+			case x.told <- struct{}{}:
+			default:
+			}
 		}
 	}
 }
