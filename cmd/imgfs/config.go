@@ -33,6 +33,7 @@ type config struct {
 	certsDir  string
 	insecure  []string
 	timeout   time.Duration
+	prefetch  string
 
 	allowOther bool
 	dev        bool
@@ -63,6 +64,7 @@ func (c *config) keys() *pflag.FlagSet {
 	f.BoolVar(&c.dev, "dev", false, "let device files work")
 	f.BoolVar(&c.suid, "suid", false, "let set-user-ID programs work")
 	f.DurationVar(&c.timeout, "timeout", time.Minute, "the longest that a read waits for a registry without progress")
+	f.StringVar(&c.prefetch, "prefetch", "on", "have ready what an image's last start read: `on|off|DIR` (DIR: with profiles from elsewhere, too)")
 	f.StringVar(&c.http, "http", "", "answer GET /metrics, /status and /healthz on `ADDR`, as localhost:9469 (default: nowhere)")
 	f.StringVar(&c.logLevel, "log-level", "info", "what to log: `debug|info|warn|error`")
 	f.StringVar(&c.logFile, "log-file", "", "write the log to `FILE` (default: imgfs.log in the cache directory; stderr with -f)")
@@ -85,6 +87,9 @@ func (c *config) check() error {
 		if !slices.Contains(choice.words, choice.value) {
 			return usagef("--%s %q: must be %s", choice.flag, choice.value, strings.Join(choice.words, " or "))
 		}
+	}
+	if c.prefetch == "" {
+		return usagef("--prefetch: must be on, off or a directory")
 	}
 	if c.timeout <= 0 {
 		return usagef("--timeout %v: must be more than nothing", c.timeout)
@@ -117,8 +122,8 @@ func checkPlatform(platform string) error {
 // absolute makes the paths independent of the working directory, which the
 // server leaves.
 func (c *config) absolute() error {
-	for _, p := range []*string{&c.dir, &c.cacheDir, &c.certsDir, &c.logFile} {
-		if *p == "" {
+	for _, p := range []*string{&c.dir, &c.cacheDir, &c.certsDir, &c.logFile, &c.prefetch} {
+		if *p == "" || p == &c.prefetch && c.profiles() == "" {
 			continue
 		}
 		abs, err := filepath.Abs(*p)
@@ -128,6 +133,14 @@ func (c *config) absolute() error {
 		*p = abs
 	}
 	return nil
+}
+
+// profiles is the directory of profiles that --prefetch names, or "".
+func (c *config) profiles() string {
+	if c.prefetch == "on" || c.prefetch == "off" {
+		return ""
+	}
+	return c.prefetch
 }
 
 // cacheBytes is the cache's limit; 0 is the cache's own default. A share is of
@@ -167,7 +180,7 @@ func configFiles() []string {
 }
 
 // pathKeys are the keys that hold paths.
-var pathKeys = []string{"cache-dir", "certs-dir", "log-file"}
+var pathKeys = []string{"cache-dir", "certs-dir", "log-file", "prefetch"}
 
 // maxConfig is the largest imgfs.toml that is read, in bytes.
 const maxConfig = 1 << 20
@@ -194,7 +207,8 @@ func loadConfig(keys *pflag.FlagSet, changed func(name string) bool, files []str
 			continue
 		}
 		err := setFlag(keys.Lookup(key), value)
-		if path, ok := value.(string); err == nil && ok && slices.Contains(pathKeys, key) && !filepath.IsAbs(path) {
+		path, ok := value.(string)
+		if ok = ok && (path != "on" && path != "off" || key != "prefetch"); err == nil && ok && slices.Contains(pathKeys, key) && !filepath.IsAbs(path) {
 			err = errors.New("must be an absolute path") // from which directory would it be?
 		}
 		if err != nil {

@@ -133,7 +133,7 @@ func newRoot(args []string) *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.AddCommand(newMount(args), newUmount(), newPull(), newImages(), newVersion())
 	root.AddCommand(newRm(), newTag(), newPrune(), newDf(), newHistory(), newInspect(), newLayers())
-	root.AddCommand(newDiff(), newWhich(), newStatus(), newEvents(), newErrors(), newFsck(), newMan(), newBring())
+	root.AddCommand(newDiff(), newWhich(), newStatus(), newEvents(), newErrors(), newFsck(), newRecord(), newMan(), newBring())
 	root.SetHelpCommand(newHelp())
 	root.InitDefaultVersionFlag()
 	root.InitDefaultCompletionCmd()

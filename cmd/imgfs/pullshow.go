@@ -15,7 +15,7 @@ import (
 )
 
 // pullPoll is the time between two looks at .imgfs/pulls.json.
-const pullPoll = 100 * time.Millisecond
+const pullPoll = 40 * time.Millisecond
 
 // pullState is an element of .imgfs/pulls.json.
 type pullState struct {

@@ -37,6 +37,11 @@ func serve(c *config, logTo io.Writer, ready func(lines []string) error) (err er
 		// Pulled at once, so that even the first listing shows something.
 		first = registry.repository() + "/latest"
 	}
+	if dir := c.profiles(); dir != "" {
+		if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+			return fmt.Errorf("--prefetch %q: no directory of profiles", dir)
+		}
+	}
 	store, err := openStore(c, log)
 	if err != nil {
 		return err
@@ -134,6 +139,7 @@ func openStore(c *config, log *slog.Logger) (*images.Store, error) {
 		Dir: c.cacheDir, CacheSize: limit, Platform: c.platform, CertsDir: c.certsDir,
 		Insecure: c.insecure, Allow: c.allow, Deny: c.deny,
 		Timeout: c.timeout, Strict: c.verify == "strict",
+		Prefetch: c.prefetch != "off", Profiles: c.profiles(),
 		UserAgent: "imgfs/" + release, Log: log,
 	})
 	if errors.Is(err, images.ErrInUse) {
