@@ -53,6 +53,9 @@ var theCorpus = sync.OnceValues(func() (*corpus, error) {
 		top = filepath.Join(user, "imgfs-test")
 	}
 	c := &corpus{dir: filepath.Join(top, "corpus-"+corpusVersion), layers: map[string]blob{}}
+	for _, b := range benchImages {
+		images[benchPrefix+b.name] = b.layerNames()
+	}
 	return c, os.MkdirAll(c.dir, 0o755)
 })
 
@@ -107,6 +110,9 @@ func (c *corpus) makeTar(t testing.TB, layer string) error {
 		return c.writeTar(layer, func(w io.Writer) error { return writeMany(w, 1) })
 	case "many-2":
 		return c.writeTar(layer, func(w io.Writer) error { return writeMany(w, 2) })
+	}
+	if strings.HasPrefix(layer, benchPrefix) {
+		return c.makeBench(t, layer)
 	}
 	return errors.New("unknown layer")
 }

@@ -37,8 +37,19 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer backend.stop()
+	defer func() {
+		for _, f := range exits {
+			f()
+		}
+	}()
 	return m.Run()
 }
+
+// exits are run at the end.
+var exits []func()
+
+// atExit has f run when all tests have ended.
+func atExit(f func()) { exits = append(exits, f) }
 
 // scratch is the directory of this run, removed at its end.
 var scratch struct{ dir string }

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -146,7 +147,8 @@ func freePort() (string, error) {
 type request struct {
 	method, path, rang string
 	status             int
-	bytes              int64 // of the body, that went out
+	bytes              int64     // of the body, that went out
+	came, last         time.Time // when it came, and when bytes of its body last went out
 }
 
 // isBlob reports whether the request was for the content of a blob, and which.
@@ -160,6 +162,7 @@ func (r request) blob() (digest string, ok bool) {
 type registry struct {
 	host   string // localhost:port
 	server *http.Server
+	slow   atomic.Pointer[link] // nil: as fast as this machine is
 
 	mu       sync.Mutex
 	requests []*request
@@ -207,7 +210,10 @@ func startProxy(t testing.TB, upstream string) *registry {
 		return nil
 	}
 	r.server = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		q := &request{method: req.Method, path: req.URL.Path, rang: req.Header.Get("Range")}
+		if l := r.slow.Load(); l != nil {
+			w = l.writer(w)
+		}
+		q := &request{method: req.Method, path: req.URL.Path, rang: req.Header.Get("Range"), came: time.Now()}
 		r.mu.Lock()
 		r.requests = append(r.requests, q)
 		said, ok := find(r.lies, q.path)
@@ -249,6 +255,9 @@ func (r *registry) answer(end, media string, body []byte) {
 	defer r.mu.Unlock()
 	r.lies[end] = lie{media, body}
 }
+
+// through puts a link before the registry, for the requests from now on.
+func (r *registry) through(l *link) { r.slow.Store(l) }
 
 // stop refuses and ends all connections.
 func (r *registry) stop() { r.server.Close() }
@@ -297,8 +306,10 @@ func (r *registry) traffic() (requests int, bytes int64, blobs map[string]int) {
 
 func (r *registry) describe() string {
 	var b strings.Builder
-	for _, q := range r.log() {
-		fmt.Fprintf(&b, "%s %s %s → %d, %d bytes\n", q.method, q.path, q.rang, q.status, q.bytes)
+	log := r.log()
+	for _, q := range log {
+		fmt.Fprintf(&b, "%v to %v ms: %s %s %s → %d, %d bytes\n", q.came.Sub(log[0].came).Milliseconds(), q.last.Sub(log[0].came).Milliseconds(),
+			q.method, q.path, q.rang, q.status, q.bytes)
 	}
 	return b.String()
 }
@@ -330,6 +341,7 @@ func (b *countedBody) Read(p []byte) (int, error) {
 	b.n += int64(n)
 	b.r.mu.Lock()
 	b.q.bytes += int64(n)
+	b.q.last = time.Now()
 	b.r.mu.Unlock()
 	return n, err
 }
