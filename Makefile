@@ -16,13 +16,19 @@ DESTDIR ?=
 IMAGE ?= debian/stable-slim
 FUZZTIME ?= 60s
 BENCHTIME ?= 1s
+# make bench: which benchmarks, images, links and sides, all when empty; how often each side runs.
+BENCH ?=
+IMAGES ?=
+LINKS ?=
+SIDES ?=
+RUNS ?= 3
 # The rooms: packages that are tested without a mount of the built binary.
 rooms = $(shell $(GO) list ./... | grep -v /integration)
 
 # Mounting and unpacking take root; the files that root's build makes stay apart.
 ASROOT := $(shell [ "$$(id -u)" = 0 ] || echo 'sudo -E env "PATH=$(PATH)" GOCACHE=/var/tmp/imgfs-root-cache')
 
-.PHONY: help build install man run umount deps check lint test unit integration race bench fuzz clean
+.PHONY: help build install man run umount deps check lint test unit integration race bench benchdeps roombench fuzz clean
 
 help: ## say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -76,7 +82,14 @@ race: deps ## the integration tests against a server built with -race
 
 test: deps lint unit race integration ## what continuous integration runs
 
-bench: ## benchmarks of all rooms; compare two outputs with: go tool benchstat OLD NEW
+bench: deps benchdeps ## imgfs beside its peers, and docs/benchmarks.md from that: hours, or BENCH=Cold IMAGES=python LINKS=1G RUNS=1
+	$(ASROOT) env IMGFS_BENCH=$(CURDIR)/bin/bench IMGFS_BENCH_IMAGES='$(IMAGES)' IMGFS_BENCH_LINKS='$(LINKS)' IMGFS_BENCH_SIDES='$(SIDES)' \
+		IMGFS_BENCH_RUNS=$(RUNS) $(GO) test -count=1 -timeout 10h -v -run '^TestBench($(or $(BENCH),.*)|ZPage)' ./integration/
+
+benchdeps:
+	@scripts/need.sh containerd=containerd runc=runc mkfs.erofs=erofs-utils gnuplot=gnuplot-nox curl=curl
+
+roombench: ## benchmarks of all rooms; compare two outputs with: go tool benchstat OLD NEW
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(rooms)
 
 fuzz: ## each fuzzer for FUZZTIME=60s
