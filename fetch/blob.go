@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,10 +49,13 @@ func (b *Blob) NoRanges() bool { return b.noRanges.Load() }
 // Suspect tells that the bytes were not those of the digest: the place that
 // they came from is forgotten, and its host asked last from now on.
 func (b *Blob) Suspect() {
-	b.unhold()
+	from := b.unhold()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.avoid, b.good = b.good, ""
+	if wrong := cmp.Or(b.good, from); wrong != "" {
+		b.avoid = wrong
+	}
+	b.good = ""
 	b.moved.mu.Lock()
 	defer b.moved.mu.Unlock()
 	b.moved.url = nil

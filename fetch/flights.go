@@ -20,6 +20,7 @@ type flight struct {
 	replay bool   // it comes by the replay of the whole layer
 	j      *job   // that brings it, if it comes along with others; Reader.mu
 	wanted bool   // a reader waits, or has waited; Reader.mu
+	landed bool   // done is closed; Reader.mu
 	data   []byte // both set before done is closed
 	err    error
 }
@@ -29,14 +30,22 @@ type job struct {
 	prio    Priority
 	off, n  int64
 	chunks  []jobChunk   // in the order of their places
+	guess   bool         // of a Prefetch
 	started bool         // the request is under way; Reader.mu
 	pos     atomic.Int64 // in the blob: chunks before it have landed
 }
 
 // far reports whether a chunk that nobody had asked for is not about to come: its
-// request waits for its turn, or has much to bring before it.
+// request waits for its turn, or has much to bring before it and is no read-ahead of
+// a reader, who is about to need that too.
 func (f *flight) far(c *unionfs.Chunk) bool {
-	return f.j != nil && (!f.j.started || c.BlobOff-f.j.pos.Load() > maxGap+c.BlobLen)
+	switch {
+	case f.j == nil || f.j.prio == Demand:
+		return false
+	case !f.j.started:
+		return true
+	}
+	return f.j.guess && c.BlobOff-f.j.pos.Load() > maxGap+c.BlobLen
 }
 
 // jobChunk is a chunk of a job.
@@ -94,7 +103,7 @@ func (r *Reader) trim(j *job) bool {
 // overtake is register for what comes along with what a reader waits for: a chunk
 // whose request has not begun comes with this one. The caller holds r.mu.
 func (r *Reader) overtake(n uint32) (f *flight, created bool) {
-	if f := r.flights[n]; f != nil && !f.wanted && f.j != nil && !f.j.started {
+	if f := r.flights[n]; f != nil && !f.wanted && f.j != nil && f.j.prio != Demand && !f.j.started {
 		delete(r.flights, n)
 	}
 	return r.register(n)
@@ -104,8 +113,19 @@ func (r *Reader) overtake(n uint32) (f *flight, created bool) {
 func (r *Reader) start(j *job, has bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if j.started && !has && j.prio != Demand { // it broke, and stands in line again
+		for i := range j.chunks {
+			if c := &j.chunks[i]; c.f != nil && c.f.wanted && r.flights[c.n] == c.f {
+				r.landLocked(c.n, c.f, nil, errTurn)
+			}
+		}
+	}
 	j.started = has
 }
+
+// errTurn: a request that nobody waited for has lost its turn. Who has joined it
+// meanwhile makes one of his own.
+var errTurn = errors.New("the request waits for its turn again")
 
 // taken reports whether a reader has taken the chunk over.
 func (r *Reader) taken(c *jobChunk) bool {
@@ -117,11 +137,19 @@ func (r *Reader) taken(c *jobChunk) bool {
 // land ends the flight of chunk n.
 func (r *Reader) land(n uint32, f *flight, data []byte, err error) {
 	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.landLocked(n, f, data, err)
+}
+
+// landLocked is land. The caller holds r.mu.
+func (r *Reader) landLocked(n uint32, f *flight, data []byte, err error) {
 	if r.flights[n] == f {
 		delete(r.flights, n)
 	}
-	r.mu.Unlock()
-	f.data, f.err = data, err
+	if f.landed {
+		return
+	}
+	f.landed, f.data, f.err = true, data, err
 	close(f.done)
 }
 

@@ -35,7 +35,8 @@ type Hold struct {
 	pulse   chan struct{} // closed when something changes; nil when nobody waits
 }
 
-// holds are the ranges that a Client holds. Its mutex is taken before that of a Hold.
+// holds are the ranges that a Client holds. Its mutex is taken before those of a
+// Hold and of a Blob.
 type holds struct {
 	mu     sync.Mutex
 	byBlob map[string][]*Hold
@@ -94,13 +95,31 @@ func (hs *holds) drop(h *Hold) {
 	}
 }
 
-// unhold gives up all that is held of a blob: it was wrong.
-func (b *Blob) unhold() {
+// unhold gives up all that is held of a blob, which was wrong, and returns the host
+// that it came from, "" if nothing was.
+func (b *Blob) unhold() (from string) {
 	hs := &b.c.holds
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
 	for _, h := range slices.Clone(hs.byBlob[b.key()]) {
+		if h.b != b {
+			h.b.mu.Lock()
+			from = h.b.good
+			h.b.mu.Unlock()
+		}
 		hs.drop(h)
+	}
+	return from
+}
+
+// ReleaseUnstarted is Release, for a Hold that nobody waits for and whose request
+// has not had its turn.
+func (h *Hold) ReleaseUnstarted() {
+	h.mu.Lock()
+	idle := h.prio != Demand && !h.started && h.err == nil
+	h.mu.Unlock()
+	if idle {
+		h.Release()
 	}
 }
 
@@ -221,6 +240,9 @@ func (r *heldReader) Read(p []byte) (int, error) {
 		at := r.off - r.h.off
 		n := copy(p[:min(int64(len(p)), r.end-r.off)], r.h.buf[min(at, r.h.have):r.h.have])
 		err := r.h.err
+		if err == nil && r.p == Demand && r.h.prio != Demand && !r.h.started {
+			err = errTurn
+		}
 		if r.h.pulse == nil {
 			r.h.pulse = make(chan struct{})
 		}

@@ -57,6 +57,7 @@ func (b *memBlob) Range(ctx context.Context, p Priority, off, n int64) (io.ReadC
 	if off < 0 || n < 0 || off+n > b.Size() {
 		return nil, fmt.Errorf("range %d+%d of %d", off, n, b.Size())
 	}
+	tellTurn(ctx, true)
 	b.mu.Lock()
 	b.requests++
 	b.mu.Unlock()

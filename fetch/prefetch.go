@@ -53,8 +53,9 @@ func Prefetch(ctx context.Context, list []Read, readers map[v1.Hash]*Reader) {
 const maxStretchGap = 512 << 10
 
 // PeekAt is ReadAt for what no reader waits for: it comes with the priority Soon, and
-// no Trace notes it. n < len(p) also where it could not be had.
-func (r *Reader) PeekAt(ctx context.Context, id unionfs.ID, p []byte, off int64) (n int, err error) {
+// no Trace notes it. What has to be fetched is taken from budget, in bytes expanded.
+// n < len(p) also where it could not be had, or was too much.
+func (r *Reader) PeekAt(ctx context.Context, id unionfs.ID, p []byte, off int64, budget *int64) (n int, err error) {
 	ci, err := r.idx.Content(id)
 	if err != nil || off < 0 || off >= ci.Size || len(p) == 0 {
 		return 0, err
@@ -80,13 +81,37 @@ func (r *Reader) PeekAt(ctx context.Context, id unionfs.ID, p []byte, off int64)
 		}
 		var list []Read
 		for n := first; n <= last; n++ {
-			if c, _, err := r.idx.Chunk(n); err == nil && c.BlobLen > 0 {
+			if c, size, err := r.idx.Chunk(n); err == nil && c.BlobLen > 0 {
 				list = append(list, Read{r.l.Desc.Digest, c.BlobOff, c.BlobLen})
+				*budget -= size
 			}
 		}
+		if *budget < 0 {
+			return 0, nil
+		}
 		Prefetch(ctx, list, map[v1.Hash]*Reader{r.l.Desc.Digest: r})
+		r.landed(ctx, first, last)
 	}
 	return 0, ctx.Err()
+}
+
+// landed waits until no chunk of first to last is on its way.
+func (r *Reader) landed(ctx context.Context, first, last uint32) {
+	for n := first; n <= last; n++ {
+		r.mu.Lock()
+		f := r.flights[n]
+		r.mu.Unlock()
+		if f == nil {
+			continue
+		}
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return
+		case <-r.ctx.Done():
+			return
+		}
+	}
 }
 
 // Stretch is a run of neighbouring reads of one layer, which one request brings.
@@ -147,6 +172,9 @@ func (r *Reader) planAhead(reads []Read) []*job {
 		k, ok = w.within(k)
 	}
 	jobs := split(w.found, maxStretchGap)
+	for _, j := range jobs {
+		j.guess = true
+	}
 	r.wg.Add(len(jobs))
 	return jobs
 }
@@ -217,7 +245,7 @@ func (w *walk) placed(n, end uint32) (at uint32, c unionfs.Chunk, ok bool) {
 }
 
 // contentAt is a content from which on to look for what is at off of the blob: the
-// last one that begins at or before it. Contents are in the order of their places;
+// last one that begins before it. Contents are in the order of their places;
 // some have none. ok is false when that takes too long to find out.
 func (w *walk) contentAt(off int64) (k uint32, ok bool) {
 	lo, hi := uint32(0), w.r.stats.Contents
@@ -231,7 +259,7 @@ func (w *walk) contentAt(off int64) (k uint32, ok bool) {
 				return 0, false
 			}
 			if _, c, ok := w.placed(ci.FirstChunk, ci.FirstChunk+ci.NChunks); ok {
-				before = c.BlobOff <= off
+				before = c.BlobOff < off // several files may begin in one frame
 				break
 			}
 		}

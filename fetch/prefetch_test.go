@@ -29,7 +29,7 @@ func scattered(n, size int) []layerFile {
 func (ld *loaded) reads(tb testing.TB, paths ...string) (list []Read) {
 	tb.Helper()
 	for _, p := range paths {
-		rd, ok := ld.reader.Beginning(ld.find(tb, p))
+		rd, _, ok := ld.reader.Beginning(ld.find(tb, p))
 		if !ok {
 			tb.Fatalf("Beginning(%q): none", p)
 		}

@@ -3,6 +3,7 @@ package fetch
 import (
 	"slices"
 	"sync"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -28,36 +29,69 @@ type Trace struct {
 	first func()
 
 	mu    sync.Mutex // guards what follows
+	begun bool       // something was read that no other Trace notes
 	seen  map[Read]bool
 	reads []Read
+	times []time.Time // of reads, until begun
 	bytes int64
 }
 
-// NewTrace returns an empty Trace. first, if not nil, is called once, when
-// something is read; it must not block.
+// traceLead is how long before the first read of its own a Trace keeps what others
+// note, too: a start reads of the layers that images share before it reads of those
+// that they do not. What is older was another's.
+const traceLead = 10 * time.Second
+
+// NewTrace returns an empty Trace. It begins with the first read that it alone
+// notes; then first is called, once. It must not block.
 func NewTrace(first func()) *Trace { return &Trace{first: first, seen: map[Read]bool{}} }
 
-// Reads returns what was read so far, in order.
+// Reads returns what was read so far, in order; nothing before it has begun.
 func (t *Trace) Reads() []Read {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if !t.begun {
+		return nil
+	}
 	return slices.Clone(t.reads)
 }
 
-func (t *Trace) add(rd Read) {
+// add notes a read; own says that no other Trace does.
+func (t *Trace) add(rd Read, own bool) {
 	t.mu.Lock()
-	if t.seen[rd] || len(t.reads) >= MaxTraceReads || t.bytes+rd.Len > MaxTraceBytes {
-		t.mu.Unlock()
-		return
+	first := own && !t.begun
+	if first {
+		t.forget(traceLead)
+		t.begun, t.times = true, nil
 	}
-	t.seen[rd] = true
-	t.reads = append(t.reads, rd)
-	t.bytes += rd.Len
-	begun := len(t.reads) == 1
+	if !t.seen[rd] {
+		if !t.begun && len(t.reads) >= MaxTraceReads/2 {
+			t.forget(traceLead)
+		}
+		if len(t.reads) < MaxTraceReads && t.bytes+rd.Len <= MaxTraceBytes {
+			t.seen[rd] = true
+			t.reads = append(t.reads, rd)
+			t.bytes += rd.Len
+			if !t.begun {
+				t.times = append(t.times, time.Now())
+			}
+		}
+	}
 	t.mu.Unlock()
-	if begun && t.first != nil {
+	if first && t.first != nil {
 		t.first()
 	}
+}
+
+// forget drops what was read longer ago than age. The caller holds mu, and the Trace
+// has not begun.
+func (t *Trace) forget(age time.Duration) {
+	old := 0
+	for old < len(t.times) && time.Since(t.times[old]) > age {
+		delete(t.seen, t.reads[old])
+		t.bytes -= t.reads[old].Len
+		old++
+	}
+	t.reads, t.times = slices.Delete(t.reads, 0, old), slices.Delete(t.times, 0, old)
 }
 
 // Trace has t note what is read from now on, wherever it comes from, until stop
@@ -89,18 +123,18 @@ func (r *Reader) retrace(change func([]*Trace) []*Trace) {
 	r.traces.Store(&all)
 }
 
-// Beginning is where the first chunk of a file is; ok is false when it has none in
-// the blob.
-func (r *Reader) Beginning(id unionfs.ID) (rd Read, ok bool) {
+// Beginning is where the first chunk of a file is, and its size expanded; ok is
+// false when it has none in the blob.
+func (r *Reader) Beginning(id unionfs.ID) (rd Read, size int64, ok bool) {
 	ci, err := r.idx.Content(id)
 	if err != nil || ci.NChunks == 0 {
-		return rd, false
+		return rd, 0, false
 	}
-	c, _, err := r.idx.Chunk(ci.FirstChunk)
+	c, size, err := r.idx.Chunk(ci.FirstChunk)
 	if err != nil || c.BlobLen == 0 {
-		return rd, false
+		return rd, 0, false
 	}
-	return Read{r.l.Desc.Digest, c.BlobOff, c.BlobLen}, true
+	return Read{r.l.Desc.Digest, c.BlobOff, c.BlobLen}, size, true
 }
 
 // note tells traces that the chunks first to last are read.
@@ -111,7 +145,7 @@ func (r *Reader) note(traces []*Trace, first, last uint32) {
 			continue
 		}
 		for _, t := range traces {
-			t.add(Read{r.l.Desc.Digest, c.BlobOff, c.BlobLen})
+			t.add(Read{r.l.Desc.Digest, c.BlobOff, c.BlobLen}, len(traces) == 1)
 		}
 	}
 }

@@ -22,6 +22,8 @@ const (
 	maxWaves    = 4    // libraries of libraries of …
 	maxNeeded   = 512  // files for one program
 	maxLooking  = 4    // programs that are looked at at once
+
+	maxProgramBytes = 128 << 20 // expanded, that are fetched for one program
 )
 
 // programRead is told that the beginning of a file that may be a program was read.
@@ -72,29 +74,30 @@ func (s *Store) fetchNeeded(ctx context.Context, im *image, p located) {
 		return
 	}
 	seen := map[unionfs.Ref]bool{p.ref: true}
+	budget := int64(maxProgramBytes)
 	wave := []located{p}
 	for range maxWaves {
 		var next []located
 		for _, f := range wave {
 			if ctx.Err() == nil {
-				next = append(next, im.needs(ctx, st, f, seen)...)
+				next = append(next, im.needs(ctx, st, f, seen, &budget)...)
 			}
 		}
-		if len(next) == 0 || ctx.Err() != nil {
+		if len(next) == 0 || budget < 0 || ctx.Err() != nil {
 			return
 		}
-		im.fetchBeginnings(ctx, next)
+		im.fetchBeginnings(ctx, next, &budget)
 		wave = next
 	}
 }
 
 // needs finds the files that a program needs, without those that were seen.
-func (im *image) needs(ctx context.Context, st *imageState, f located, seen map[unionfs.Ref]bool) (files []located) {
+func (im *image) needs(ctx context.Context, st *imageState, f located, seen map[unionfs.Ref]bool, budget *int64) (files []located) {
 	r := im.reader(f.ref.Layer)
 	if r == nil {
 		return nil
 	}
-	p, ok := parseProgram(contentAt{ctx, r, f.ref.ID})
+	p, ok := parseProgram(contentAt{ctx, r, f.ref.ID, budget})
 	if !ok {
 		return nil
 	}
@@ -121,7 +124,7 @@ func (im *image) needs(ctx context.Context, st *imageState, f located, seen map[
 
 // fetchBeginnings fetches the first chunk of files: what of a large file follows
 // may never be read.
-func (im *image) fetchBeginnings(ctx context.Context, files []located) {
+func (im *image) fetchBeginnings(ctx context.Context, files []located, budget *int64) {
 	readers := map[v1.Hash]*fetch.Reader{}
 	var list []fetch.Read
 	for _, f := range files {
@@ -129,7 +132,8 @@ func (im *image) fetchBeginnings(ctx context.Context, files []located) {
 		if r == nil {
 			continue
 		}
-		if first, ok := r.Beginning(f.ref.ID); ok {
+		first, size, ok := r.Beginning(f.ref.ID)
+		if *budget -= size; ok && *budget >= 0 {
 			readers[first.Layer] = r
 			list = append(list, first)
 		}
@@ -151,8 +155,10 @@ type contentAt struct {
 	ctx context.Context // io.ReaderAt has no other place for it
 	r   *fetch.Reader
 	id  unionfs.ID
+
+	budget *int64 // of bytes to fetch, expanded
 }
 
 func (c contentAt) ReadAt(p []byte, off int64) (int, error) {
-	return c.r.PeekAt(c.ctx, c.id, p, off)
+	return c.r.PeekAt(c.ctx, c.id, p, off, c.budget)
 }

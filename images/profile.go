@@ -215,7 +215,10 @@ func (s *Store) Record(ctx context.Context, digest v1.Hash) error {
 	s.beginTrace(im, nil, recordTime)
 	told := make(chan struct{}, len(im.layers))
 	left := 0
-	for _, l := range im.layers {
+	for i, l := range im.layers {
+		if slices.Contains(im.layers[:i], l) {
+			continue
+		}
 		if st := l.state.Load(); st != nil && st.idx != nil && st.idx.Stats().Files > 0 {
 			left++
 			s.tell(Event{Files: Range{fileIno(l.rec.Seq, 0), fileIno(l.rec.Seq, st.idx.Stats().Files-1)}, Told: told})
@@ -227,6 +230,12 @@ func (s *Store) Record(ctx context.Context, digest v1.Hash) error {
 		select {
 		case <-told:
 		case <-wait.Done():
+			s.profiles.mu.Lock()
+			t := s.profiles.open[im]
+			s.profiles.mu.Unlock()
+			if t != nil {
+				s.endTrace(im, t, false)
+			}
 			return fmt.Errorf("images: recording image %s: the kernel has not dropped what it knows of it: %w", digest, wait.Err())
 		}
 	}
@@ -259,7 +268,11 @@ func (s *Store) Recorded(digest v1.Hash) ([]byte, error) {
 	if len(reads) == 0 {
 		return nil, errNothingRead(digest)
 	}
-	data, err := json.Marshal(newProfile(im, reads, nil))
+	var tails *profile
+	if old := s.readProfile(digest); old != nil {
+		tails = &profile{Layers: old.Layers}
+	}
+	data, err := json.Marshal(newProfile(im, reads, tails))
 	if err == nil {
 		err = s.keepProfile(digest, data)
 	}
@@ -295,6 +308,9 @@ func (s *Store) use(im *image, states []*layerState) {
 	}
 	if len(list) > 0 {
 		held := s.takeHeld(im.digest)
+		for _, h := range held {
+			h.ReleaseUnstarted() // else it would come twice
+		}
 		s.tasks.Go(func() {
 			defer release(held)
 			s.guard("fetching ahead", func() { fetch.Prefetch(s.ctx, list, readers) })
