@@ -69,8 +69,8 @@ lint: ## gofmt, vet, staticcheck, the import diagram
 	$(GO) test -count=1 -run '^TestRooms' ./integration/
 
 unit: ## the rooms' own tests, with -race, and again on one processor
-	$(GO) test -race $(rooms)
-	GOMAXPROCS=1 $(GO) test -count=1 $(rooms)
+	$(GO) test -race -timeout 20m $(rooms)
+	GOMAXPROCS=1 $(GO) test -count=1 -timeout 20m $(rooms)
 
 check: lint unit ## everything that needs no registry and no root
 

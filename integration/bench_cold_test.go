@@ -17,12 +17,14 @@ import (
 )
 
 // benchLinks are the links to a registry.
-var benchLinks = []struct {
-	name string
-	link *link
-}{
+var benchLinks = []benchLink{
 	{"100M", &link{latency: 20 * time.Millisecond, mbit: 100}},
 	{"1G", &link{latency: 5 * time.Millisecond, mbit: 1000}},
+}
+
+type benchLink struct {
+	name string
+	link *link
 }
 
 // coldBench is one image over one link.
@@ -55,17 +57,24 @@ var coldSides = []side{
 
 // TestBenchCold is from nothing to the first useful command done.
 func TestBenchCold(t *testing.T) {
+	overLinks(t, benchLinks, coldSides, "ctr pull + run", table{
+		title: "Cold start",
+		text:  "From nothing to the first useful command done: seconds, MB and requests of the registry; medians of %d. In brackets the speed-up over `ctr pull + run`.",
+	})
+}
+
+// overLinks makes a table for each link, whose title begins as that of out.
+func overLinks(t *testing.T, links []benchLink, sides []side, base string, out table) {
 	dir := bench(t)
-	for _, l := range benchLinks {
-		if !benchChosen("IMGFS_BENCH_LINKS", l.name) {
-			continue
+	name, _, _ := strings.Cut(strings.ToLower(out.title), " ")
+	for _, l := range links {
+		if benchChosen("IMGFS_BENCH_LINKS", l.name) {
+			t.Run(l.name, func(t *testing.T) {
+				over := out
+				over.title += ", " + l.link.String()
+				sidesOver(t, l.link, sides, base, over).save(t, dir, name+"-"+l.name)
+			})
 		}
-		t.Run(l.name, func(t *testing.T) {
-			sidesOver(t, l.link, coldSides, "ctr pull + run", table{
-				title: "Cold start, " + l.link.String(),
-				text:  "From nothing to the first useful command done: seconds, MB and requests of the registry; medians of %d. In brackets the speed-up over `ctr pull + run`.",
-			}).save(t, dir, "cold-"+l.name)
-		})
 	}
 }
 

@@ -5,18 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 )
-
-// lastLinks are those over which whole trees are read.
-var lastLinks = []struct {
-	name string
-	link *link
-}{
-	{"100M", &link{latency: 20 * time.Millisecond, mbit: 100}},
-	{"1G", &link{latency: 5 * time.Millisecond, mbit: 1000}},
-	{"unlimited", &link{}},
-}
 
 var lastSides = []side{
 	{"imgfs eStargz", nil, func(b *coldBench) (func(), func()) { return b.imgfsWhole("estargz") }},
@@ -30,18 +19,11 @@ var lastSides = []side{
 
 // TestBenchLast is from nothing to the last byte of the whole tree.
 func TestBenchLast(t *testing.T) {
-	dir := bench(t)
-	for _, l := range lastLinks {
-		if !benchChosen("IMGFS_BENCH_LINKS", l.name) {
-			continue
-		}
-		t.Run(l.name, func(t *testing.T) {
-			sidesOver(t, l.link, lastSides, "ctr pull + tar c", table{
-				title: "Last byte, " + l.link.String(),
-				text:  "From nothing to the end of `tar c` of the whole tree: seconds, MB and requests of the registry; medians of %d. In brackets the speed-up over `ctr images pull` and `tar c`. `curl | gunzip` of all layers at once into nothing is the limit.",
-			}).save(t, dir, "last-"+l.name)
-		})
-	}
+	overLinks(t, append(benchLinks, benchLink{"unlimited", &link{}}), lastSides, "ctr pull + tar c", table{
+		title: "Last byte",
+		text: "From nothing to the end of `tar c` of the whole tree: seconds, MB and requests of the registry; medians of %d. In brackets the speed-up over `ctr images pull` and `tar c`. " +
+			"`curl | gunzip` of all layers at once into nothing is the limit. \"imgfs gzip ls\" lists the root directory, which is answered when every layer has come, was checked and compiled.",
+	})
 }
 
 // imgfsWhole reads the whole tree right after the mount.
