@@ -45,15 +45,37 @@ func TestTrace(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ld := load(t, l, newCache(t, 1<<30), ReaderOptions{})
 			firsts := 0
-			tr := NewTrace(func() { firsts++ })
+			tr := NewTrace(false, func(own bool) {
+				if firsts++; !own {
+					t.Error("a read of its own is said to be another's")
+				}
+			})
 			stop := ld.reader.Trace(tr)
 			for _, p := range []string{"d/file030", "d/file001", "d/file030", "d/file002"} {
 				ld.read(p, 10, 100, t)
 			}
 			stop()
 			ld.read("d/file020", 0, 1, t)
-			if diff := cmp.Diff(ld.reads(t, "d/file030", "d/file001", "d/file002"), tr.Reads()); diff != "" || firsts != 1 {
+			got, begun := tr.Reads()
+			if diff := cmp.Diff(ld.reads(t, "d/file030", "d/file001", "d/file002"), got); diff != "" || firsts != 1 || !begun {
 				t.Errorf("Reads (-want +got), %d times begun:\n%s", firsts, diff)
+			}
+			// What two note is nobody's own, but of the one that takes all.
+			var told []bool
+			a, b := NewTrace(false, func(own bool) { told = append(told, own) }), NewTrace(true, nil)
+			stopA, stopB := ld.reader.Trace(a), ld.reader.Trace(b)
+			ld.read("d/file005", 0, 1, t)
+			stopB()
+			if _, begun := a.Reads(); begun {
+				t.Error("a read that two note has begun one of them")
+			}
+			if list, begun := b.Reads(); !begun || len(list) != 1 {
+				t.Errorf("Reads of what takes all = %v, %v", list, begun)
+			}
+			ld.read("d/file006", 0, 1, t)
+			stopA()
+			if list, begun := a.Reads(); !begun || len(list) != 2 || !slices.Equal(told, []bool{false, true}) {
+				t.Errorf("Reads = %v, %v, told %v", list, begun, told)
 			}
 		})
 	}

@@ -26,10 +26,12 @@ const (
 // their first use. A stretch is what a chunk takes in the blob. It is safe for
 // concurrent use.
 type Trace struct {
-	first func()
+	all   bool // every read begins it
+	first func(own bool)
 
 	mu    sync.Mutex // guards what follows
 	begun bool       // something was read that no other Trace notes
+	told  bool       // first was called
 	seen  map[Read]bool
 	reads []Read
 	times []time.Time // of reads, until begun
@@ -42,27 +44,30 @@ type Trace struct {
 const traceLead = 10 * time.Second
 
 // NewTrace returns an empty Trace. It begins with the first read that it alone
-// notes; then first is called, once. It must not block.
-func NewTrace(first func()) *Trace { return &Trace{first: first, seen: map[Read]bool{}} }
+// notes, or, with all, with the first. first, if not nil, is called with true then,
+// and with false at the first read, if it has not begun by that. It must not block.
+func NewTrace(all bool, first func(own bool)) *Trace {
+	return &Trace{all: all, first: first, seen: map[Read]bool{}}
+}
 
-// Reads returns what was read so far, in order; nothing before it has begun.
-func (t *Trace) Reads() []Read {
+// Reads returns what was read so far, in order, and whether the Trace has begun: if
+// not, all of it may have been for others.
+func (t *Trace) Reads() (list []Read, begun bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.begun {
-		return nil
-	}
-	return slices.Clone(t.reads)
+	return slices.Clone(t.reads), t.begun
 }
 
 // add notes a read; own says that no other Trace does.
 func (t *Trace) add(rd Read, own bool) {
 	t.mu.Lock()
-	first := own && !t.begun
-	if first {
+	own = own || t.all
+	tell := own && !t.begun || !t.told
+	if own && !t.begun {
 		t.forget(traceLead)
 		t.begun, t.times = true, nil
 	}
+	t.told = true
 	if !t.seen[rd] {
 		if !t.begun && len(t.reads) >= MaxTraceReads/2 {
 			t.forget(traceLead)
@@ -77,8 +82,8 @@ func (t *Trace) add(rd Read, own bool) {
 		}
 	}
 	t.mu.Unlock()
-	if first && t.first != nil {
-		t.first()
+	if tell && t.first != nil {
+		t.first(own)
 	}
 }
 

@@ -54,6 +54,9 @@ func (l *layer) discard() (freed int64, err error) {
 	l.s.mu.Lock()
 	delete(l.s.formats, key)
 	l.s.mu.Unlock()
+	if err := l.s.rescue(key); err != nil {
+		l.s.log.Warn("what other layers have in a layer that is dropped is not all kept", "layer", key.String(), "err", err)
+	}
 	n, err := c.ClearPack(key)
 	// What its readers bring back is of no use to others.
 	c.SetIdle(key, true)

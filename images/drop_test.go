@@ -274,3 +274,47 @@ func TestDropRace(t *testing.T) {
 		t.Errorf("Check found %q", kinds)
 	}
 }
+
+// TestDropShared drops a layer whose pack has a content that another layer has, too:
+// that is read on without a registry.
+func TestDropShared(t *testing.T) {
+	h := newHub(t)
+	ctx := context.Background()
+	body, large := noise(300<<10), noise(3<<20)
+	a := gzipLayer(t, file("shared", body), file("large", large), file("a", "a"))
+	b := gzipLayer(t, file("b", "b"), file("again", body), file("large", large))
+	h.push("drop/a", "v1", a)
+	h.push("drop/b", "v1", b)
+	if err := h.Settle(ctx, h.root(h.name("drop/a", "v1"))); err != nil {
+		t.Fatal(err)
+	}
+	root := h.root(h.name("drop/b", "v1"))
+	if err := h.Settle(ctx, root); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Remove(h.name("drop/a", "v1")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.DropLayer(ctx, digestOf(t, a)); err != nil {
+		t.Fatal(err)
+	}
+	h.Add(&registrytest.Fault{Reset: true})
+	for range 2 {
+		for name, want := range map[string]string{"again": body, "large": large, "b": "b"} {
+			var attr Attr
+			ino, _, err := h.Lookup(ctx, root, name, &attr)
+			if err != nil || ino == 0 {
+				t.Fatalf("Lookup(%q) = %v, %v", name, ino, err)
+			}
+			p := make([]byte, len(want))
+			if n, err := h.ReadAt(ctx, ino, p, 0); err != nil || string(p[:n]) != want {
+				t.Errorf("ReadAt(%q) = %d, %v", name, n, err)
+			}
+		}
+		h.reopen()
+		var err error
+		if root, err = h.Root(ctx, h.name("drop/b", "v1")); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -187,7 +187,7 @@ func (s *Store) Profile(digest v1.Hash) ([]byte, error) {
 	s.profiles.mu.Unlock()
 	p := s.readProfile(digest)
 	if t != nil {
-		if reads := t.trace.Reads(); len(reads) > 0 {
+		if reads, begun := t.trace.Reads(); len(reads) > 0 && (begun || p == nil) {
 			p = newProfile(im, reads, p)
 		}
 	}
@@ -249,6 +249,22 @@ const (
 	maxDropTime = 30 * time.Second
 )
 
+// GiveUpRecord ends the profile that Record began; the one before it stays. The error
+// is fs.ErrNotExist when the image is not here.
+func (s *Store) GiveUpRecord(digest v1.Hash) error {
+	im, err := s.image(imageKey{digest: digest})
+	if err != nil {
+		return err
+	}
+	s.profiles.mu.Lock()
+	t := s.profiles.open[im]
+	s.profiles.mu.Unlock()
+	if t != nil {
+		s.endTrace(im, t, false)
+	}
+	return nil
+}
+
 // Recorded ends the profile that Record began, keeps it in place of an older one,
 // and returns it. The error is fs.ErrNotExist when nothing was read, or the image
 // is not here.
@@ -264,7 +280,7 @@ func (s *Store) Recorded(digest v1.Hash) ([]byte, error) {
 		return s.Profile(digest)
 	}
 	s.endTrace(im, t, false)
-	reads := t.trace.Reads()
+	reads, _ := t.trace.Reads()
 	if len(reads) == 0 {
 		return nil, errNothingRead(digest)
 	}
@@ -409,7 +425,7 @@ func (s *Store) dropHeld(digest v1.Hash) { release(s.takeHeld(digest)) }
 // trace that was going on is given up.
 func (s *Store) beginTrace(im *image, states []*layerState, last time.Duration) {
 	t := &tracing{over: make(chan struct{})}
-	t.trace = fetch.NewTrace(func() { // within a read, for which Close waits
+	t.trace = fetch.NewTrace(states == nil, func(own bool) { // within a read, for which Close waits
 		s.tasks.Go(func() {
 			timer := time.NewTimer(last)
 			defer timer.Stop()
@@ -418,7 +434,13 @@ func (s *Store) beginTrace(im *image, states []*layerState, last time.Duration) 
 			case <-t.over:
 			case <-s.ctx.Done():
 			}
-			s.guard("keeping a profile", func() { s.endTrace(im, t, true) })
+			s.guard("keeping a profile", func() {
+				if own {
+					s.endTrace(im, t, true)
+				} else {
+					s.keepShared(im, t)
+				}
+			})
 		})
 	})
 	// first may run before all layers note their reads, but not before t is known.
@@ -459,11 +481,30 @@ func (s *Store) endTrace(im *image, t *tracing, keep bool) {
 		return
 	}
 	t.end()
-	reads := t.trace.Reads()
-	if !keep || len(reads) == 0 {
+	reads, begun := t.trace.Reads()
+	if !keep || !begun {
+		if keep {
+			s.keepShared(im, t)
+		}
 		return
 	}
 	data, err := json.Marshal(newProfile(im, reads, s.readProfile(im.digest)))
+	if err == nil {
+		err = s.keepProfile(im.digest, data)
+	}
+	if err != nil {
+		s.log.Warn("a profile is not kept", "image", im.digest.String(), "err", err)
+	}
+}
+
+// keepShared keeps what was read of layers that other images have, too, if there is
+// no profile: which of them was meant cannot be told. The trace goes on.
+func (s *Store) keepShared(im *image, t *tracing) {
+	reads, begun := t.trace.Reads()
+	if begun || len(reads) == 0 || s.readProfile(im.digest) != nil {
+		return
+	}
+	data, err := json.Marshal(newProfile(im, reads, nil))
 	if err == nil {
 		err = s.keepProfile(im.digest, data)
 	}

@@ -229,6 +229,28 @@ func TestRecord(t *testing.T) {
 	if data, err := s.Recorded(digest); !errors.Is(err, iofs.ErrNotExist) {
 		t.Errorf("Recorded with nothing read = %s, %v", data, err)
 	}
+	// Another image has all of the layers, and is open.
+	cf, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cf = cf.DeepCopy()
+	cf.Config.Env = []string{"OTHER=1"}
+	twin, err := mutate.ConfigFile(img, cf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg.Push(t, "prof/twin:v1", twin)
+	if err := s.Pull(ctx, Name{Repo: reg.Host() + "/prof/twin", Tag: "v1"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Record(ctx, digest); err != nil {
+		t.Fatal(err)
+	}
+	readFiles(t, s, n, "d", "a")
+	if err := s.GiveUpRecord(digest); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.Record(ctx, digest); err != nil {
 		t.Fatal(err)
 	}

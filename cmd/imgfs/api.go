@@ -95,6 +95,7 @@ func (a *api) serveSocket(cacheDir string) error {
 	mux.HandleFunc("GET /events", a.events)
 	mux.HandleFunc("GET /profile/{digest}", a.profile)
 	mux.HandleFunc("POST /profile/{digest}", a.profile)
+	mux.HandleFunc("PUT /profile/{digest}", a.profile)
 	mux.HandleFunc("DELETE /profile/{digest}", a.profile)
 	// No limit on the time of an answer: checking everything takes as long as it takes.
 	a.serve(listener, &http.Server{Handler: mux, ReadHeaderTimeout: httpHeaderTime, MaxHeaderBytes: httpHeader})

@@ -31,8 +31,9 @@ root), and what it read is the profile from then on. Without COMMAND the profile
 is printed as it is.
 
 -o writes it to a file too, or into a directory under the name by which 'imgfs
-mount --prefetch DIR' finds it on another machine. Of layers of plain gzip, zstd
-or tar nothing is recorded: they are fetched whole.`
+mount --prefetch DIR' finds it on another machine; a profile that the machine has
+itself goes before that. Of layers of plain gzip and zstd nothing is recorded: they
+are fetched whole.`
 
 func newRecord() *cobra.Command {
 	output := ""
@@ -89,6 +90,11 @@ func recordRun(cmd *cobra.Command, mount string, img found, argv []string) ([]by
 	run := exec.CommandContext(ctx, "chroot", append([]string{filepath.Join(mount, img.name.path)}, argv...)...)
 	run.Stdin, run.Stdout, run.Stderr = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
 	failed := run.Run()
+	if failed != nil && notRun(run.ProcessState) {
+		// chroot could not run it: what was read is no start of anything.
+		_, err := profileOf(cmd.Context(), mount, img, http.MethodPut)
+		return nil, errors.Join(fmt.Errorf("%s: %w; the profile is what it was", strings.Join(argv, " "), failed), err)
+	}
 	data, err := profileOf(cmd.Context(), mount, img, http.MethodDelete)
 	switch {
 	case failed != nil && err == nil:
@@ -99,8 +105,8 @@ func recordRun(cmd *cobra.Command, mount string, img found, argv []string) ([]by
 	return data, err
 }
 
-// profileOf asks the server for a profile (GET), to begin it anew (POST), or to end
-// it (DELETE).
+// profileOf asks the server for a profile (GET), to begin it anew (POST), to end
+// it and keep it (DELETE), or to end it and keep the one before (PUT).
 func profileOf(ctx context.Context, mount string, img found, method string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -136,6 +142,11 @@ func writeProfile(cmd *cobra.Command, img found, data []byte, output string, sho
 		if err != nil {
 			return fmt.Errorf("%q: %w", img.ref(), err)
 		}
+		if strings.HasSuffix(output, "/") {
+			if err := os.MkdirAll(output, 0o755); err != nil {
+				return fmt.Errorf("profile %q: %w", output, cause(err))
+			}
+		}
 		if info, err := os.Stat(output); err == nil && info.IsDir() {
 			output = filepath.Join(output, images.ProfileName(digest))
 		}
@@ -159,8 +170,7 @@ func writeProfile(cmd *cobra.Command, img found, data []byte, output string, sho
 	return err
 }
 
-// profile answers for one image: GET its profile, POST to begin it anew, DELETE to
-// end it.
+// profile answers for one image, as profileOf asks.
 func (a *api) profile(w http.ResponseWriter, r *http.Request) {
 	digest, err := v1.NewHash(r.PathValue("digest"))
 	if err != nil {
@@ -173,6 +183,8 @@ func (a *api) profile(w http.ResponseWriter, r *http.Request) {
 		data, err = a.store.Profile(digest)
 	case http.MethodPost:
 		err = a.store.Record(r.Context(), digest)
+	case http.MethodPut:
+		err = a.store.GiveUpRecord(digest)
 	default:
 		data, err = a.store.Recorded(digest)
 	}
@@ -181,10 +193,16 @@ func (a *api) profile(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusNotFound)
 	case err != nil:
 		http.Error(w, err.Error(), http.StatusInternalServerError)
-	case r.Method == http.MethodPost:
+	case r.Method == http.MethodPost, r.Method == http.MethodPut:
 		w.WriteHeader(http.StatusNoContent)
 	default:
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(data) // who asked is gone, which is nobody's problem
 	}
+}
+
+// notRun reports whether chroot(8) could not run its command: it says so by its exit
+// status, as a shell does.
+func notRun(st *os.ProcessState) bool {
+	return st == nil || st.ExitCode() >= 125 && st.ExitCode() <= 127
 }
