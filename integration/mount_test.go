@@ -262,6 +262,17 @@ func (m *mount) messages(work func()) map[string]int64 {
 	return n
 }
 
+// quiet waits until the kernel reads nothing any more.
+func (m *mount) quiet() {
+	m.t.Helper()
+	for range 100 {
+		if m.messages(func() { time.Sleep(50 * time.Millisecond) })["READ"] == 0 {
+			return
+		}
+	}
+	m.t.Fatal("the kernel goes on reading")
+}
+
 // tail is the end of the server's log.
 func (m *mount) tail() string {
 	data, err := os.ReadFile(m.logs)
