@@ -117,6 +117,9 @@ func (b *Blob) unhold() (from string) {
 func (h *Hold) ReleaseUnstarted() {
 	h.mu.Lock()
 	idle := h.prio != Demand && !h.started && h.err == nil
+	if idle {
+		h.end() // here: a turn that comes now finds it ended
+	}
 	h.mu.Unlock()
 	if idle {
 		h.Release()
@@ -131,7 +134,7 @@ func (h *Hold) Fetch(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(h.gone, cancel)()
-	if err := recovered(func() error { return h.fetch(ctx) }); err != nil {
+	if err := recovered(func() error { return h.fetch(ctx, cancel) }); err != nil {
 		h.set(func() { h.err = err })
 	}
 }
@@ -139,14 +142,20 @@ func (h *Hold) Fetch(ctx context.Context) {
 // errNoRanges: the blob comes from its beginning only, which no range is worth.
 var errNoRanges = errors.New("the registry knows no ranges")
 
-func (h *Hold) fetch(ctx context.Context) error {
+// fetch is Fetch. cancel ends ctx.
+func (h *Hold) fetch(ctx context.Context, cancel context.CancelFunc) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if h.b.NoRanges() {
 		return errNoRanges
 	}
-	turn := onTurn(ctx, func(has bool) { h.set(func() { h.started = has }) })
+	turn := onTurn(ctx, func(has bool) {
+		h.set(func() { h.started = has })
+		if h.gone.Err() != nil {
+			cancel() // before the request is made, not a moment after it
+		}
+	})
 	rc, err := h.b.request(turn, h.prio, h.off, h.n)
 	if err != nil {
 		return err
