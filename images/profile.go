@@ -169,16 +169,24 @@ type tracing struct {
 	over  chan struct{} // closed when it has ended
 }
 
+// tracing returns an image and the trace that is being written of it, if one is.
+func (s *Store) tracing(digest v1.Hash) (*image, *tracing, error) {
+	im, err := s.image(imageKey{digest: digest})
+	if err != nil {
+		return nil, nil, err
+	}
+	s.profiles.mu.Lock()
+	defer s.profiles.mu.Unlock()
+	return im, s.profiles.open[im], nil
+}
+
 // Profile returns the profile of the image with this manifest, as it would be kept
 // now. The error is fs.ErrNotExist when the image is not here, or nothing was read.
 func (s *Store) Profile(digest v1.Hash) ([]byte, error) {
-	im, err := s.image(imageKey{digest: digest})
+	im, t, err := s.tracing(digest)
 	if err != nil {
 		return nil, err
 	}
-	s.profiles.mu.Lock()
-	t := s.profiles.open[im]
-	s.profiles.mu.Unlock()
 	p := s.readProfile(digest)
 	if t != nil {
 		if reads, begun := t.trace.Reads(); len(reads) > 0 && (begun || p == nil) {
@@ -224,12 +232,7 @@ func (s *Store) Record(ctx context.Context, digest v1.Hash) error {
 		select {
 		case <-told:
 		case <-wait.Done():
-			s.profiles.mu.Lock()
-			t := s.profiles.open[im]
-			s.profiles.mu.Unlock()
-			if t != nil {
-				s.endTrace(im, t, false)
-			}
+			_ = s.GiveUpRecord(digest) // the image was here a moment ago
 			return fmt.Errorf("images: recording image %s: the kernel has not dropped what it knows of it: %w", digest, wait.Err())
 		}
 	}
@@ -246,13 +249,10 @@ const (
 // GiveUpRecord ends the profile that Record began; the one before it stays. The error
 // is fs.ErrNotExist when the image is not here.
 func (s *Store) GiveUpRecord(digest v1.Hash) error {
-	im, err := s.image(imageKey{digest: digest})
+	im, t, err := s.tracing(digest)
 	if err != nil {
 		return err
 	}
-	s.profiles.mu.Lock()
-	t := s.profiles.open[im]
-	s.profiles.mu.Unlock()
 	if t != nil {
 		s.endTrace(im, t, false)
 	}
@@ -263,13 +263,10 @@ func (s *Store) GiveUpRecord(digest v1.Hash) error {
 // and returns it. The error is fs.ErrNotExist when nothing was read, or the image
 // is not here.
 func (s *Store) Recorded(digest v1.Hash) ([]byte, error) {
-	im, err := s.image(imageKey{digest: digest})
+	im, t, err := s.tracing(digest)
 	if err != nil {
 		return nil, err
 	}
-	s.profiles.mu.Lock()
-	t := s.profiles.open[im]
-	s.profiles.mu.Unlock()
 	if t == nil { // its time was over
 		return s.Profile(digest)
 	}
