@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // call is a system call that makes or removes a name.
@@ -66,12 +67,7 @@ func changeOf(tid uint32) change {
 	if table == nil || tid == 0 {
 		return change{}
 	}
-	// "258 0xffffff9c 0x7ffd…", or "running" (proc(5)).
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", tid))
-	if err != nil {
-		return change{}
-	}
-	fields := strings.Fields(string(data))
+	fields := callOf(tid)
 	if len(fields) == 0 {
 		return change{}
 	}
@@ -99,6 +95,26 @@ func changeOf(tid uint32) change {
 		c.paths = append(c.paths, path)
 	}
 	return c
+}
+
+// settle bounds how long a thread is given to go to sleep: it has sent its request
+// and waits for us next, but on a busy machine it may not have a processor for that.
+const settle = time.Second
+
+// callOf is what the kernel says of a thread's system call, "258 0xffffff9c
+// 0x7ffd…" (proc(5)); nil when it does not.
+func callOf(tid uint32) []string {
+	for start, pause := time.Now(), 20*time.Microsecond; ; pause = min(2*pause, 5*time.Millisecond) {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", tid))
+		if err != nil {
+			return nil
+		}
+		fields := strings.Fields(string(data))
+		if len(fields) != 1 || fields[0] != "running" || time.Since(start) > settle {
+			return fields
+		}
+		time.Sleep(pause)
+	}
 }
 
 // peeks bounds the threads that read callers' memory: a caller can have it where

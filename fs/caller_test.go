@@ -1,6 +1,41 @@
 package fs
 
-import "testing"
+import (
+	"io"
+	"os/exec"
+	"strconv"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// A caller who is on a processor still, or has been driven from it, is about to wait:
+// its call is known then.
+func TestCallOfRunning(t *testing.T) {
+	cmd := exec.Command("sh", "-c", "echo; i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; read x")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer in.Close()
+	if _, err := io.ReadFull(out, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if got := callOf(uint32(cmd.Process.Pid)); len(got) < 2 || got[0] != strconv.Itoa(unix.SYS_READ) {
+		t.Errorf("callOf = %q, want a read", got)
+	}
+	if got := callOf(1 << 30); got != nil {
+		t.Errorf("callOf of no thread = %q", got)
+	}
+}
 
 func TestPasses(t *testing.T) {
 	for _, c := range []struct {
