@@ -97,10 +97,14 @@ func (c *control) ids() *folder {
 			if removing {
 				return leaving(), nil
 			}
-			if len(id.Names) == 0 {
+			_, names, err := c.f.store.Shown(id.ID)
+			if err != nil {
+				return item{}, unsaid(err)
+			}
+			if len(names) == 0 {
 				return item{link: "../dangling/" + id.ID.Hex}, nil
 			}
-			n := firstName(id.Names)
+			n := firstName(names)
 			return item{link: "../../" + n.Repo + "/" + n.Tag}, nil
 		},
 		list: func() ([]listed, error) {
@@ -179,6 +183,9 @@ func (c *control) dangling() *folder {
 			return false, nil
 		}
 		_, ok, err := c.f.store.Manifest(name(hex))
+		if errors.Is(err, images.ErrAmbiguous) {
+			return true, nil
+		}
 		return ok, err
 	}
 	return &folder{

@@ -210,7 +210,8 @@ func (s *namespace) imageAt(p string) (v1.Hash, error) {
 			if len(parts) > 3 {
 				return v1.Hash{}, notAnImage(p)
 			}
-			return id.Manifests[0], nil
+			manifest, _, err := s.f.store.Shown(id.ID)
+			return manifest, err
 		}
 	}
 	if dir == "" && parts[0] == controlDir || p == "." {

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	iofs "io/fs"
+	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -126,60 +126,73 @@ func (t *txn) specialImage(n Name) (image v1.Hash, depth int, err error) {
 	if !hexRE.MatchString(n.Tag) {
 		return image, 0, notHere("opening", n)
 	}
+	id := v1.Hash{Algorithm: "sha256", Hex: n.Tag}
+	var list []v1.Hash
 	if n.Repo == DanglingDir {
-		list, err := t.withID(v1.Hash{Algorithm: "sha256", Hex: n.Tag})
-		for _, digest := range list {
-			if t.get(bucketDangling, hashKey(digest)) != nil {
-				return digest, 0, nil
-			}
+		list, err = t.withID(id)
+		list = slices.DeleteFunc(list, func(digest v1.Hash) bool { return t.get(bucketDangling, hashKey(digest)) == nil })
+	} else {
+		var chains []Chain
+		if chains, err = t.chains([]byte(n.Tag + "\x00")); len(chains) > 0 {
+			list, depth = chains[0].Images, chains[0].Layers
 		}
-		if err == nil {
-			err = notHere("opening", n)
-		}
-		return image, 0, err
 	}
-	var rec chainRecord
-	err = iofs.ErrNotExist
-	prefix := []byte(n.Tag + "\x00")
-	serr := t.scan(bucketChains, prefix, func(k, v []byte) error {
-		if err = decode(bucketChains, k, v, &rec); err == nil {
-			image, err = v1.NewHash(string(k[len(prefix):]))
-		}
-		return errStop
-	})
-	if err == iofs.ErrNotExist {
+	if err == nil && len(list) == 0 {
 		err = notHere("opening", n)
 	}
-	if err == nil {
-		err = serr
+	if err != nil {
+		return image, 0, err
 	}
-	if rec.Whole {
-		rec.Depth = 0
+	var was viewRecord // what it has shown, it goes on to show, if that is as good
+	if v := t.get(bucketViews, viewKey(v1.Hash{}, n)); len(v) == 8 {
+		if err := t.must(bucketView, v, &was); err != nil {
+			return image, 0, err
+		}
+		if i := slices.Index(list, was.Image); i > 0 {
+			list[0], list[i] = list[i], list[0]
+		}
 	}
-	return image, rec.Depth, err
+	if image, err = t.claimed(id, list, depth); err != nil {
+		return image, 0, err
+	}
+	var rec imageRecord
+	if err := t.must(bucketImages, hashKey(image), &rec); err != nil {
+		return image, 0, err
+	}
+	if depth == len(rec.Layers) {
+		depth = 0
+	}
+	return image, depth, nil
 }
 
 // viewAt returns the sequence of the view under n: of the image that n stands
 // for, of a dangling image, or of a chain. The last two get one when they have
 // none. The error is fs.ErrNotExist when nothing is there.
 func (c *catalog) viewAt(n Name) (seq uint32, err error) {
-	err = c.read(func(t *txn) error {
-		var rec nameRecord
-		if !n.special() {
-			var ok bool
-			if rec, ok, err = t.lookup(n); err == nil && !ok {
+	if !n.special() {
+		err = c.read(func(t *txn) error {
+			rec, ok, err := t.lookup(n)
+			if err == nil && !ok {
 				err = notHere("opening", n)
 			}
 			if err != nil {
 				return err
 			}
-		} // else the view is retired with its image
-		if v := t.get(bucketViews, viewKey(rec.Image, n)); len(v) == 8 {
+			v := t.get(bucketViews, viewKey(rec.Image, n))
+			if len(v) != 8 {
+				return fmt.Errorf("images: opening %q: the catalogue has no view of it", n)
+			}
 			seq = uint32(binary.BigEndian.Uint64(v))
-		} else if !n.special() {
-			return fmt.Errorf("images: opening %q: the catalogue has no view of it", n)
+			return nil
+		})
+		return seq, err
+	}
+	err = c.read(func(t *txn) error {
+		image, depth, err := t.specialImage(n)
+		if err == nil {
+			seq, err = t.specialView(n, image, depth)
 		}
-		return nil
+		return err
 	})
 	if err != nil || seq != 0 {
 		return seq, err
@@ -189,10 +202,30 @@ func (c *catalog) viewAt(n Name) (seq uint32, err error) {
 		if err != nil {
 			return err
 		}
+		if seq, err = t.specialView(n, image, depth); err != nil || seq != 0 {
+			return err
+		}
+		if err := t.retire(viewKey(v1.Hash{}, n)); err != nil { // it shows another image
+			return err
+		}
 		seq, err = t.putView(n, image, depth)
 		return err
 	})
 	return seq, err
+}
+
+// specialView returns the view of a directory that is no name, if it shows the first
+// depth layers of image; else 0.
+func (t *txn) specialView(n Name, image v1.Hash, depth int) (uint32, error) {
+	v := t.get(bucketViews, viewKey(v1.Hash{}, n))
+	if len(v) != 8 {
+		return 0, nil
+	}
+	var rec viewRecord
+	if err := t.must(bucketView, v, &rec); err != nil || rec.Image != image || rec.Depth != depth {
+		return 0, err
+	}
+	return uint32(binary.BigEndian.Uint64(v)), nil
 }
 
 // dropRetired forgets the views of names that are gone. It may only be called

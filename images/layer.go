@@ -394,16 +394,21 @@ var tocAnnotations = []string{
 // trusted is the manifest's word for the index. So that word is part of the key,
 // else a manifest of one image could say what is in the layers of another.
 func layerKey(desc v1.Descriptor) v1.Hash {
-	word := ""
+	word := tocWord(desc)
+	if word == "" {
+		return desc.Digest
+	}
+	return sha256Hash([]byte(desc.Digest.String() + word))
+}
+
+// tocWord is what the manifest says of an index inside the blob; "" when nothing.
+func tocWord(desc v1.Descriptor) (word string) {
 	for _, name := range tocAnnotations {
 		if v := desc.Annotations[name]; v != "" {
 			word += "\n" + name + "=" + v
 		}
 	}
-	if word == "" {
-		return desc.Digest
-	}
-	return sha256Hash([]byte(desc.Digest.String() + word))
+	return word
 }
 
 func (l *layer) key() v1.Hash { return l.rec.Key }

@@ -45,8 +45,9 @@ func (s *Store) Update(ctx context.Context, n Name) (Change, error) {
 }
 
 // Manifest returns the manifest digest of the image that n stands for; ok is
-// false when none is here under n. n may also be {".imgfs/dangling", ID}, and the
-// digest of an image that another name in the same repository stands for.
+// false when none is here under n. n may also be {".imgfs/dangling", ID}, which may be
+// ErrAmbiguous, and the digest of an image that another name in the same repository
+// stands for.
 func (s *Store) Manifest(n Name) (manifest v1.Hash, ok bool, err error) {
 	err = s.cat.read(func(t *txn) error {
 		if n.special() {
@@ -59,7 +60,7 @@ func (s *Store) Manifest(n Name) (manifest v1.Hash, ok bool, err error) {
 			}
 			return err
 		}
-		if ok = err == nil; errors.Is(err, iofs.ErrNotExist) {
+		if ok = err == nil; errors.Is(err, iofs.ErrNotExist) && !errors.Is(err, ErrAmbiguous) {
 			return nil
 		}
 		return err
