@@ -28,7 +28,7 @@ rooms = $(shell $(GO) list ./... | grep -v /integration)
 # Mounting and unpacking take root; the files that root's build makes stay apart.
 ASROOT := $(shell [ "$$(id -u)" = 0 ] || echo 'sudo -E env "PATH=$(PATH)" GOCACHE=/var/tmp/imgfs-root-cache')
 
-.PHONY: help build install man run umount deps check lint test unit integration race bench benchdeps roombench fuzz clean
+.PHONY: help build install man run umount deps check lint test unit integration race bench benchdeps roombench faults fuzz clean
 
 help: ## say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -88,6 +88,9 @@ bench: deps benchdeps ## imgfs beside its peers, and docs/benchmarks.md from tha
 
 benchdeps:
 	@scripts/need.sh containerd=containerd runc=runc mkfs.erofs=erofs-utils gnuplot=gnuplot-nox curl=curl
+
+faults: deps ## the table of what a registry may do, and what is seen of it
+	$(ASROOT) env IMGFS_TEST_LONG=1 $(GO) test -count=1 -timeout 20m -v -run '^TestFaults$$' ./integration/
 
 roombench: ## benchmarks of all rooms; compare two outputs with: go tool benchstat OLD NEW
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) $(rooms)

@@ -419,6 +419,12 @@ func TestReaderDamage(t *testing.T) {
 			if !isErr(err, ErrDigest) {
 				t.Errorf("damaged for ever: %v, want ErrDigest", err)
 			}
+			// The kernel asks again at once for a part of what has failed: no request.
+			asked := ld.blob.requests
+			if _, again := ld.reader.ReadAt(context.Background(), id, b[:512], 0); again != err || ld.blob.requests != asked {
+				t.Errorf("asked again at once: %v, %d requests; want the same error and %d requests", again, ld.blob.requests, asked)
+			}
+			time.Sleep(failureTTL)
 			ld.blob.mu.Lock()
 			ld.blob.damage = nil
 			ld.blob.mu.Unlock()

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	iofs "io/fs"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/imgfs/imgfs/cache"
 	"github.com/imgfs/imgfs/unionfs"
@@ -46,6 +48,8 @@ type Reader struct {
 	mu      sync.Mutex // guards what follows
 	closed  bool
 	flights map[uint32]*flight
+	failed  [maxFailures]failure // the latest
+	nfailed int
 	runs    [maxRuns]seqRun
 	clock   uint64
 	replay  *replay // the one that is going on
@@ -204,15 +208,55 @@ func (r *Reader) bring(ctx context.Context, id unionfs.ID, ci *unionfs.ContentIn
 	if len(need) == 0 {
 		return nil
 	}
+	if err := r.justFailed(need); err != nil {
+		return err
+	}
 	if err := r.want(id, ci, need); err != nil {
 		return err
 	}
 	for i := range need {
 		data, err := r.await(ctx, &need[i])
 		if err != nil {
+			r.fails(need[i].n, err)
 			return err
 		}
 		copy(need[i].b, data[need[i].at:])
+	}
+	return nil
+}
+
+// failure is a chunk that could not be had.
+type failure struct {
+	n   uint32
+	err error
+	at  time.Time
+}
+
+// failureTTL is how long a chunk that could not be had is not asked for again. When
+// a read of many pages fails, the kernel asks for the first of them alone at once:
+// that the registry has failed is known, and may have taken the whole timeout.
+const failureTTL = 20 * time.Millisecond
+
+// maxFailures bounds the failures that are remembered.
+const maxFailures = 16
+
+// fails remembers a failure for failureTTL.
+func (r *Reader) fails(n uint32, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failed[r.nfailed%maxFailures] = failure{n, err, time.Now()}
+	r.nfailed++
+}
+
+// justFailed returns the failure of a chunk of need, if it is a moment old.
+func (r *Reader) justFailed(need []wanted) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.failed {
+		f := &r.failed[i]
+		if f.err != nil && time.Since(f.at) < failureTTL && slices.ContainsFunc(need, func(w wanted) bool { return w.n == f.n }) {
+			return f.err
+		}
 	}
 	return nil
 }

@@ -52,10 +52,11 @@ func errnoOf(err error) syscall.Errno {
 }
 
 // dataErrno is errnoOf for reading what exists: whatever is missing or invalid
-// behind it, the file itself is neither.
+// behind it, the file itself is neither. EAGAIN of a read would say that it can be
+// waited for by poll, and a Go program would, for ever.
 func dataErrno(err error) syscall.Errno {
 	switch e := errnoOf(err); e {
-	case syscall.ENOENT, syscall.EINVAL, syscall.EEXIST:
+	case syscall.ENOENT, syscall.EINVAL, syscall.EEXIST, syscall.EAGAIN:
 		return syscall.EIO
 	default:
 		return e

@@ -21,7 +21,7 @@ func TestErrno(t *testing.T) {
 		{iofs.ErrNotExist, syscall.ENOENT, syscall.EIO},
 		{iofs.ErrPermission, syscall.EACCES, syscall.EACCES},
 		{iofs.ErrInvalid, syscall.EINVAL, syscall.EIO},
-		{images.ErrRateLimit, syscall.EAGAIN, syscall.EAGAIN},
+		{images.ErrRateLimit, syscall.EAGAIN, syscall.EIO},
 		{images.ErrUnreachable, syscall.EHOSTUNREACH, syscall.EHOSTUNREACH},
 		{context.DeadlineExceeded, syscall.ETIMEDOUT, syscall.ETIMEDOUT},
 		{images.ErrStale, syscall.ESTALE, syscall.ESTALE},

@@ -163,6 +163,7 @@ type registry struct {
 	host   string // localhost:port
 	server *http.Server
 	slow   atomic.Pointer[link] // nil: as fast as this machine is
+	broken atomic.Pointer[broken]
 
 	mu       sync.Mutex
 	requests []*request
@@ -230,7 +231,10 @@ func startProxy(t testing.TB, upstream string) *registry {
 			http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(said.body))
 			return
 		}
-		proxy.ServeHTTP(w, req.WithContext(context.WithValue(req.Context(), requestKey{}, q)))
+		req = req.WithContext(context.WithValue(req.Context(), requestKey{}, q))
+		if !r.broken.Load().handle(w, req, proxy) {
+			proxy.ServeHTTP(w, req)
+		}
 	})}
 	go r.server.Serve(l)
 	t.Cleanup(r.stop)
