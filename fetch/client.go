@@ -57,7 +57,6 @@ type Client struct {
 	insecure *http.Transport           // for Options.Insecure: no certificate is checked
 	auth     credentials
 	holds    holds
-	rest     *rest
 	mu       sync.Mutex            // guards what follows; nothing is locked after it
 	regs     map[string]*hostSet   // by registry
 	hosts    map[string]*hostState // by "scheme://host"
@@ -94,7 +93,6 @@ func newClient(o Options, dial func(ctx context.Context, network, addr string) (
 		regs:    map[string]*hostSet{},
 		hosts:   map[string]*hostState{},
 	}
-	c.rest = newRest()
 	c.auth.init()
 	c.plain = c.transport(nil)
 	c.insecure = c.transport(&tls.Config{InsecureSkipVerify: true})
@@ -105,7 +103,6 @@ func newClient(o Options, dial func(ctx context.Context, network, addr string) (
 // under way end with their contexts.
 func (c *Client) Close() {
 	c.auth.close()
-	c.rest.close()
 	c.plain.CloseIdleConnections()
 	c.insecure.CloseIdleConnections()
 	c.mu.Lock()

@@ -81,6 +81,35 @@ func TestTrace(t *testing.T) {
 	}
 }
 
+// A Trace that does not begin forgets: there is one for every image that shares its
+// layers with others.
+func TestTraceFades(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := v1.Hash{Algorithm: "sha256", Hex: "a"}, v1.Hash{Algorithm: "sha256", Hex: "b"}
+		tr := NewTrace(false, nil)
+		for i := range int64(1000) {
+			tr.add(Read{a, i, 1}, false)
+		}
+		time.Sleep(traceLead / 2)
+		tr.add(Read{b, 5, 1}, false)
+		time.Sleep(traceLead + 1)
+		if list, _ := tr.Reads(); len(list) != 1 || list[0] != (Read{b, 5, 1}) {
+			t.Errorf("%d reads are kept, want the last", len(list))
+		}
+		time.Sleep(traceLead)
+		synctest.Wait()
+		if list, _ := tr.Reads(); len(list) != 0 || tr.fading {
+			t.Errorf("%d reads are kept, want none", len(list))
+		}
+		tr.add(Read{a, 7, 1}, false)
+		tr.add(Read{b, 8, 1}, true)
+		time.Sleep(time.Hour)
+		if list, begun := tr.Reads(); len(list) != 2 || !begun {
+			t.Errorf("%d reads are kept, begun %v; want 2 of a Trace that has begun", len(list), begun)
+		}
+	})
+}
+
 // TestPrefetch fetches stretches in few requests; what comes is what is read.
 func TestPrefetch(t *testing.T) {
 	files := scattered(60, 50<<10)

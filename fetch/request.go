@@ -233,8 +233,7 @@ func (c *Client) exchange(ctx context.Context, ep *endpoint, cl *call, u *url.UR
 	if e != nil {
 		return nil, e
 	}
-	end := c.rest.begin()
-	release := sync.OnceFunc(func() { give(); end() })
+	release := sync.OnceFunc(give)
 	req, err := http.NewRequest(http.MethodGet, u.String(), nil)
 	if err != nil {
 		release()

@@ -29,13 +29,21 @@ type Trace struct {
 	all   bool // every read begins it
 	first func(own bool)
 
-	mu    sync.Mutex // guards what follows
-	begun bool       // something was read that no other Trace notes
-	told  bool       // first was called
-	seen  map[Read]bool
-	reads []Read
-	times []time.Time // of reads, until begun
-	bytes int64
+	mu     sync.Mutex // guards what follows
+	begun  bool       // something was read that no other Trace notes
+	told   bool       // first was called
+	layers []v1.Hash
+	seen   map[span]struct{}
+	reads  []span
+	times  []time.Time // of reads, until begun
+	fading bool        // fade will be called
+	bytes  int64
+}
+
+// span is a Read as a Trace holds it: it may hold thousands, for every image.
+type span struct {
+	off, len int64
+	layer    int32 // of layers
 }
 
 // traceLead is how long before the first read of its own a Trace keeps what others
@@ -47,7 +55,7 @@ const traceLead = 10 * time.Second
 // notes, or, with all, with the first. first, if not nil, is called with true then,
 // and with false at the first read, if it has not begun by that. It must not block.
 func NewTrace(all bool, first func(own bool)) *Trace {
-	return &Trace{all: all, first: first, seen: map[Read]bool{}}
+	return &Trace{all: all, first: first, seen: map[span]struct{}{}}
 }
 
 // Reads returns what was read so far, in order, and whether the Trace has begun: if
@@ -55,7 +63,20 @@ func NewTrace(all bool, first func(own bool)) *Trace {
 func (t *Trace) Reads() (list []Read, begun bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return slices.Clone(t.reads), t.begun
+	for _, s := range t.reads {
+		list = append(list, Read{t.layers[s.layer], s.off, s.len})
+	}
+	return list, t.begun
+}
+
+// span is rd as t holds it. The caller holds mu.
+func (t *Trace) span(rd Read) span {
+	i := slices.Index(t.layers, rd.Layer)
+	if i < 0 {
+		i = len(t.layers)
+		t.layers = append(t.layers, rd.Layer)
+	}
+	return span{rd.Off, rd.Len, int32(i)}
 }
 
 // add notes a read; own says that no other Trace does.
@@ -68,16 +89,21 @@ func (t *Trace) add(rd Read, own bool) {
 		t.begun, t.times = true, nil
 	}
 	t.told = true
-	if !t.seen[rd] {
+	s := t.span(rd)
+	if _, seen := t.seen[s]; !seen {
 		if !t.begun && len(t.reads) >= MaxTraceReads/2 {
 			t.forget(traceLead)
 		}
 		if len(t.reads) < MaxTraceReads && t.bytes+rd.Len <= MaxTraceBytes {
-			t.seen[rd] = true
-			t.reads = append(t.reads, rd)
+			t.seen[s] = struct{}{}
+			t.reads = append(t.reads, s)
 			t.bytes += rd.Len
 			if !t.begun {
 				t.times = append(t.times, time.Now())
+			}
+			if !t.begun && !t.fading {
+				t.fading = true
+				time.AfterFunc(traceLead, t.fade)
 			}
 		}
 	}
@@ -87,16 +113,32 @@ func (t *Trace) add(rd Read, own bool) {
 	}
 }
 
-// forget drops what was read longer ago than age. The caller holds mu, and the Trace
+// forget drops what was read as long ago as age, or longer. The caller holds mu, and the Trace
 // has not begun.
 func (t *Trace) forget(age time.Duration) {
 	old := 0
-	for old < len(t.times) && time.Since(t.times[old]) > age {
+	for old < len(t.times) && time.Since(t.times[old]) >= age {
 		delete(t.seen, t.reads[old])
-		t.bytes -= t.reads[old].Len
+		t.bytes -= t.reads[old].len
 		old++
 	}
 	t.reads, t.times = slices.Delete(t.reads, 0, old), slices.Delete(t.times, 0, old)
+	if len(t.reads) == 0 {
+		t.reads, t.times, t.seen = nil, nil, map[span]struct{}{}
+	}
+}
+
+// fade drops what has become too old while the Trace has not begun: it may never do.
+func (t *Trace) fade() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.fading = false; t.begun {
+		return
+	}
+	if t.forget(traceLead); len(t.reads) > 0 {
+		t.fading = true
+		time.AfterFunc(traceLead, t.fade)
+	}
 }
 
 // Trace has t note what is read from now on, wherever it comes from, until stop

@@ -138,7 +138,8 @@ func Mount(dir string, store *images.Store, o Options) (*Server, error) {
 		return nil, errors.Join(fmt.Errorf("fs: mounting %q: %w", dir, err), srv.Unmount())
 	}
 	readAhead(dir, o.Log)
-	s.back.Go(func() { writeBack(dir, s.done) })
+	r := &rest{free: giveBack}
+	s.back.Go(func() { writeBack(dir, s.done, func() { r.tick(f.work()) }) })
 	return s, nil
 }
 

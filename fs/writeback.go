@@ -13,9 +13,9 @@ import (
 const writeBackEvery = time.Second
 
 // writeBack has the kernel write back what is dirty on the mount at dir, until
-// done is closed. It sends no message while nothing is dirty. The mount is open
-// only for the moment, so that it can be unmounted.
-func writeBack(dir string, done <-chan struct{}) {
+// done is closed, and calls tick each time. It sends no message while nothing is
+// dirty. The mount is open only for the moment, so that it can be unmounted.
+func writeBack(dir string, done <-chan struct{}, tick func()) {
 	var mounted unix.Stat_t
 	if unix.Stat(dir, &mounted) != nil {
 		return
@@ -28,6 +28,7 @@ func writeBack(dir string, done <-chan struct{}) {
 			return
 		case <-t.C:
 		}
+		tick()
 		fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			continue
