@@ -50,7 +50,7 @@ func nameFor(path, name string) (images.Name, error) {
 }
 
 // mkdir pulls the image of that name, or makes a directory on the way to one.
-func (s *namespace) mkdir(dir images.Ino, name string, out *fuse.EntryOut) fuse.Status {
+func (s *namespace) mkdir(dir images.Ino, name string, again bool, out *fuse.EntryOut) fuse.Status {
 	path, err := s.place(dir)
 	if err != nil {
 		return s.refused("mkdir", join(path, name), err)
@@ -59,6 +59,9 @@ func (s *namespace) mkdir(dir images.Ino, name string, out *fuse.EntryOut) fuse.
 	x, err := s.here(path, name)
 	if err != nil {
 		return s.refused("mkdir", what, err)
+	}
+	if again && (x.kind == foundImage || x.kind == foundDir) {
+		return s.entry(x, out)
 	}
 	if x.kind != foundNothing {
 		return fuse.Status(syscall.EEXIST)
@@ -106,7 +109,7 @@ func (s *namespace) make(path string) error {
 }
 
 // rmdir untags, or removes a directory that holds nothing.
-func (s *namespace) rmdir(dir images.Ino, name string) fuse.Status {
+func (s *namespace) rmdir(dir images.Ino, name string, again bool) fuse.Status {
 	path, err := s.place(dir)
 	if err == nil && dir == images.RootIno && name == controlDir {
 		err = errNotAllowed
@@ -140,6 +143,9 @@ func (s *namespace) rmdir(dir images.Ino, name string) fuse.Status {
 		if strings.HasPrefix(m, p+"/") {
 			return fuse.Status(errnoOf(errNotEmpty))
 		}
+	}
+	if !s.made[p] && again {
+		return fuse.OK
 	}
 	if !s.made[p] {
 		return fuse.ENOENT

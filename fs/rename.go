@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"fmt"
 	iofs "io/fs"
 
@@ -16,6 +17,12 @@ func (s *namespace) rename(in *fuse.RenameIn, oldName, newName string) fuse.Stat
 	from, to := images.Ino(in.NodeId), images.Ino(in.Newdir)
 	what := s.where(from, oldName)
 	src, dst, err := s.renamed(in, oldName, newName)
+	if resent(&in.InHeader) && errors.Is(err, iofs.ErrNotExist) && s.hasMoved(in, newName) {
+		// The kernel moves the names; what it should know besides is asked for again.
+		s.f.notify.entry(uint64(to), newName)
+		s.f.notify.entry(uint64(from), oldName)
+		return fuse.OK
+	}
 	if err != nil {
 		return s.refused("rename", what, err)
 	}
@@ -60,6 +67,20 @@ func (s *namespace) rename(in *fuse.RenameIn, oldName, newName string) fuse.Stat
 		s.f.notify.entry(uint64(from), oldName)
 	}
 	return fuse.OK
+}
+
+// hasMoved reports whether a RENAME whose source is gone has been done: its
+// destination is there. Of an exchange that cannot be told.
+func (s *namespace) hasMoved(in *fuse.RenameIn, newName string) bool {
+	if in.Flags&unix.RENAME_EXCHANGE != 0 {
+		return false
+	}
+	path, err := s.place(images.Ino(in.Newdir))
+	if err != nil {
+		return false
+	}
+	_, err = s.movable(path, newName)
+	return err == nil
 }
 
 // without is c without two names that are told of otherwise.

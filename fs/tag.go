@@ -36,7 +36,8 @@ func (s *namespace) transientAttr(out *fuse.Attr) {
 
 // symlink tags: name is a tag of its own from then on, for the image that target
 // leads to.
-func (s *namespace) symlink(dir images.Ino, name, target string, out *fuse.EntryOut) fuse.Status {
+func (s *namespace) symlink(h *fuse.InHeader, name, target string, out *fuse.EntryOut) fuse.Status {
+	dir := images.Ino(h.NodeId)
 	what := s.where(dir, name)
 	at, err := s.place(dir)
 	if err != nil {
@@ -45,6 +46,11 @@ func (s *namespace) symlink(dir images.Ino, name, target string, out *fuse.Entry
 	x, err := s.here(at, name)
 	if err != nil {
 		return s.refused("symlink", what, err)
+	}
+	if x.kind == foundImage && resent(h) {
+		if manifest, err := s.resolve(target, at, name); err == nil && s.standsFor(x.image, manifest) {
+			return s.transient(out)
+		}
 	}
 	if x.kind != foundNothing {
 		return fuse.Status(syscall.EEXIST)
@@ -64,6 +70,12 @@ func (s *namespace) symlink(dir images.Ino, name, target string, out *fuse.Entry
 		return s.refused("symlink", what, err)
 	}
 	return s.transient(out)
+}
+
+// standsFor reports whether n stands for the image with that manifest.
+func (s *namespace) standsFor(n images.Name, manifest v1.Hash) bool {
+	now, ok, err := s.f.store.Manifest(n)
+	return err == nil && ok && now == manifest
 }
 
 // retag is `ln -sfn SRC DST` with a DST that is here: coreutils takes it for a

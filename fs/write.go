@@ -61,6 +61,11 @@ func (f *fileSystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.At
 	return fuse.EROFS
 }
 
+// resent reports whether the kernel asks once more, because the server that it
+// asked first has died: what is asked for may have been done (FUSE_UNIQUE_RESEND).
+// The operations on names then take for a success what they would have left.
+func resent(h *fuse.InHeader) bool { return h.Unique>>63 != 0 }
+
 // Mkdir pulls, in the namespace.
 func (f *fileSystem) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
 	f.counts[opMkdir].Add(1)
@@ -68,7 +73,7 @@ func (f *fileSystem) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out
 	if dir.Kind() != images.KindNode {
 		return fuse.EROFS
 	}
-	return f.space.mkdir(dir, name, out)
+	return f.space.mkdir(dir, name, resent(&in.InHeader), out)
 }
 
 // Rmdir untags, in the namespace.
@@ -81,7 +86,7 @@ func (f *fileSystem) Rmdir(_ <-chan struct{}, h *fuse.InHeader, name string) fus
 	if f.control.has(dir) {
 		return f.control.rmdir(dir, name)
 	}
-	return f.space.rmdir(dir, name)
+	return f.space.rmdir(dir, name, resent(h))
 }
 
 // Rename retags, in the namespace. RENAME and RENAME2 come here alike, the first
@@ -97,7 +102,7 @@ func (f *fileSystem) Symlink(_ <-chan struct{}, h *fuse.InHeader, target, name s
 	if dir := images.Ino(h.NodeId); dir.Kind() == images.KindDir {
 		return f.space.retag(dir, name, target, h.Uid, out)
 	}
-	return f.space.symlink(images.Ino(h.NodeId), name, target, out)
+	return f.space.symlink(h, name, target, out)
 }
 
 // Mknod refuses.
