@@ -134,6 +134,10 @@ func (s *namespace) rmdir(dir images.Ino, name string, again bool) fuse.Status {
 		return fuse.OK
 	}
 	p := join(path, name)
+	if n, ok := meant(path, name); again && ok && x.kind == foundNothing && !s.f.store.HasPath(p) {
+		s.tell(images.Change{}, []images.Name{n}, dir)
+		return fuse.OK
+	}
 	if s.f.store.HasPath(p) {
 		return s.refused("rmdir", p, errNotEmpty)
 	}
@@ -143,9 +147,6 @@ func (s *namespace) rmdir(dir images.Ino, name string, again bool) fuse.Status {
 		if strings.HasPrefix(m, p+"/") {
 			return fuse.Status(errnoOf(errNotEmpty))
 		}
-	}
-	if !s.made[p] && again {
-		return fuse.OK
 	}
 	if !s.made[p] {
 		return fuse.ENOENT
@@ -176,7 +177,7 @@ var errNotOwner = fmt.Errorf("only who mounted may do that: %w", iofs.ErrPermiss
 
 // touch asks n's registry again, for uid. The caller holds the lock of the image's
 // root directory, not of the directory that has its name.
-func (s *namespace) touch(n images.Name, uid uint32) error {
+func (s *namespace) touch(n images.Name, uid uint32, again bool) error {
 	if !s.manages(uid) {
 		return errNotOwner
 	}
@@ -193,6 +194,9 @@ func (s *namespace) touch(n images.Name, uid uint32) error {
 		return err
 	}
 	if c.Image == (v1.Hash{}) {
+		if again { // the server that died may have changed it, and not told
+			s.tell(images.Change{Untagged: []images.Name{n}}, nil)
+		}
 		s.f.log.Info("asked again, nothing has changed", "image", n.String())
 		return nil
 	}

@@ -18,9 +18,7 @@ func (s *namespace) rename(in *fuse.RenameIn, oldName, newName string) fuse.Stat
 	what := s.where(from, oldName)
 	src, dst, err := s.renamed(in, oldName, newName)
 	if resent(&in.InHeader) && errors.Is(err, iofs.ErrNotExist) && s.hasMoved(in, newName) {
-		// The kernel moves the names; what it should know besides is asked for again.
-		s.f.notify.entry(uint64(to), newName)
-		s.f.notify.entry(uint64(from), oldName)
+		s.moved(in, oldName, newName)
 		return fuse.OK
 	}
 	if err != nil {
@@ -28,7 +26,11 @@ func (s *namespace) rename(in *fuse.RenameIn, oldName, newName string) fuse.Stat
 	}
 	var c images.Change
 	if in.Flags&unix.RENAME_EXCHANGE != 0 {
-		c, err = s.f.store.Exchange(src, dst)
+		var done bool
+		if c, done, err = s.f.store.ExchangeOnce(src, dst, in.Unique&^resendBit); done {
+			s.moved(in, oldName, newName)
+			return fuse.OK
+		}
 	} else {
 		c, err = s.f.store.Move(src, dst, in.Flags&unix.RENAME_NOREPLACE == 0)
 	}
@@ -69,8 +71,25 @@ func (s *namespace) rename(in *fuse.RenameIn, oldName, newName string) fuse.Stat
 	return fuse.OK
 }
 
+// moved has the kernel ask again for the names of a rename that was done by a server
+// which may not have told all that followed from it.
+func (s *namespace) moved(in *fuse.RenameIn, oldName, newName string) {
+	var names []images.Name
+	for i, name := range []string{oldName, newName} {
+		dir := [2]images.Ino{images.Ino(in.NodeId), images.Ino(in.Newdir)}[i]
+		if path, err := s.place(dir); err == nil {
+			if n, ok := meant(path, name); ok {
+				names = append(names, n)
+			}
+		}
+		s.spelled(dir, name)
+	}
+	s.tell(images.Change{Untagged: names}, nil, images.Ino(in.NodeId), images.Ino(in.Newdir))
+}
+
 // hasMoved reports whether a RENAME whose source is gone has been done: its
-// destination is there. Of an exchange that cannot be told.
+// destination is there. An exchange looks the same before and after; the store
+// knows of it.
 func (s *namespace) hasMoved(in *fuse.RenameIn, newName string) bool {
 	if in.Flags&unix.RENAME_EXCHANGE != 0 {
 		return false

@@ -81,10 +81,10 @@ func (s *namespace) standsFor(n images.Name, manifest v1.Hash) bool {
 // retag is `ln -sfn SRC DST` with a DST that is here: coreutils takes it for a
 // directory to make the link in. So a link of the target's own name in the root
 // directory of an image, to an image, tags DST, as docker tag overwrites. The
-// caller, who is uid, holds the lock of DST's root, not of the directory that has
+// caller holds the lock of DST's root, not of the directory that has
 // its name.
-func (s *namespace) retag(dir images.Ino, name, target string, uid uint32, out *fuse.EntryOut) fuse.Status {
-	n, ok := s.f.store.RootOf(dir)
+func (s *namespace) retag(h *fuse.InHeader, name, target string, out *fuse.EntryOut) fuse.Status {
+	n, ok := s.f.store.RootOf(images.Ino(h.NodeId))
 	if !ok || isControl(n.Repo) || name != path.Base(target) {
 		return fuse.EROFS
 	}
@@ -94,7 +94,7 @@ func (s *namespace) retag(dir images.Ino, name, target string, uid uint32, out *
 	case err != nil:
 	case !here:
 		err = iofs.ErrNotExist
-	case !s.manages(uid):
+	case !s.manages(h.Uid):
 		err = errNotOwner
 	case n.IsDigest():
 		err = fmt.Errorf("a digest names one image for ever: %w", errReadOnly)
@@ -108,6 +108,9 @@ func (s *namespace) retag(dir images.Ino, name, target string, uid uint32, out *
 	}
 	if err != nil {
 		return s.refused("symlink", what, err)
+	}
+	if resent(h) { // the server that died may have done it, and not told
+		s.tell(images.Change{Untagged: []images.Name{n}}, nil)
 	}
 	return s.transient(out)
 }

@@ -23,12 +23,13 @@ const readyEnv = "IMGFS_READY_FD"
 // once: lines for the user when the mount answers, or why there is none.
 type verdict struct {
 	Lines []string `json:"lines,omitempty"`
-	Port  int      `json:"port,omitempty"` // of the demo's registry
+	Port  int      `json:"port,omitempty"`  // of the demo's registry
+	Store string   `json:"store,omitempty"` // as images.Store.ID has it
 	Error string   `json:"error,omitempty"`
 }
 
 // maxVerdict bounds what is read of a report, in bytes.
-const maxVerdict = 1 << 20
+const maxVerdict = 1 << 16
 
 // startBackground runs this program again as a supervisor in a session of its
 // own, and waits until its mount answers.

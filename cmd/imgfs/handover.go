@@ -28,13 +28,14 @@ type handover struct {
 	Restarts   int        `json:"restarts"`
 	LastEnd    string     `json:"lastEnd"`
 	Quiet      bool       `json:"quiet"` // the supervisor says at the same place why there is no mount
+	Store      string     `json:"store"` // images.Options.Resume
 	Port       int        `json:"port"`  // where the demo's registry was before; 0: nowhere
 }
 
 // Descriptors of a server.
 const (
 	deviceFD = 3 // /dev/fuse
-	reportFD = 4 // a pipe, for its verdict
+	reportFD = 4 // a socket, for its verdict
 )
 
 // Exit statuses of a server, which its supervisor understands.
@@ -63,7 +64,50 @@ func takeHandover() (*handover, error) {
 // supervised reports whether the supervisor still lives.
 func (h *handover) supervised() bool { return os.Getppid() == h.Supervisor }
 
-func (h *handover) report(v verdict) error { return v.send(os.NewFile(reportFD, "report")) }
+// report tells the supervisor, with copies of the files that have the cache's
+// locks.
+func (h *handover) report(v verdict, locks ...*os.File) error {
+	return sendReport(reportFD, v, locks...)
+}
+
+func sendReport(socket int, v verdict, locks ...*os.File) error {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	var fds []int
+	for _, f := range locks {
+		fds = append(fds, int(f.Fd()))
+	}
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	return errors.Join(unix.Sendmsg(socket, text, rights, nil, unix.MSG_NOSIGNAL), unix.Close(socket))
+}
+
+// readReport waits for what a server tells at the other end. ok is false when it
+// never will.
+func readReport(socket int) (v verdict, locks []int, ok bool) {
+	text, rights := make([]byte, maxVerdict), make([]byte, unix.CmsgSpace(4*maxLocks))
+	for {
+		n, nrights, _, _, err := unix.Recvmsg(socket, text, rights, unix.MSG_CMSG_CLOEXEC)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if messages, err := unix.ParseSocketControlMessage(rights[:nrights]); err == nil {
+			for _, m := range messages {
+				if fds, err := unix.ParseUnixRights(&m); err == nil {
+					locks = append(locks, fds...)
+				}
+			}
+		}
+		return v, locks, err == nil && json.Unmarshal(text[:n], &v) == nil
+	}
+}
+
+// maxLocks bounds the files that come with a report.
+const maxLocks = 8
 
 // run is the life of a server. Its stderr is the log. made says why there can be
 // none, if the command line has become wrong.
@@ -73,9 +117,9 @@ func (h *handover) run(c *config, made error) error {
 	reported := false
 	err := made
 	if err == nil {
-		err = serve(c, h, os.Stderr, func(lines []string, port int) error {
+		err = serve(c, h, os.Stderr, func(v verdict, locks []*os.File) error {
 			reported = true
-			return h.report(verdict{Lines: lines, Port: port})
+			return h.report(v, locks...)
 		})
 	}
 	if err != nil && !reported {

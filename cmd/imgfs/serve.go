@@ -17,10 +17,10 @@ import (
 )
 
 // serve answers on the mount that h hands over, as c says, until it is gone. It
-// calls ready once, when the mount answers, with lines for the user and the port
-// of the demo's registry; if ready fails, nobody waits for the mount and it is
+// calls ready once, when the mount answers, with its verdict and the files
+// with the cache's locks; if ready fails, nobody waits for the mount and it is
 // taken away.
-func serve(c *config, h *handover, logTo io.Writer, ready func(lines []string, port int) error) (err error) {
+func serve(c *config, h *handover, logTo io.Writer, ready func(verdict, []*os.File) error) (err error) {
 	log := newLog(c.logLevel, logTo)
 	if err := os.MkdirAll(c.cacheDir, 0o700); err != nil {
 		return fmt.Errorf("cache %q: %w", c.cacheDir, cause(err))
@@ -44,7 +44,7 @@ func serve(c *config, h *handover, logTo io.Writer, ready func(lines []string, p
 			return fmt.Errorf("--prefetch %q: no directory of profiles", dir)
 		}
 	}
-	store, err := openStore(c, h.Again, log)
+	store, err := openStore(c, h.Store, log)
 	if err != nil {
 		return err
 	}
@@ -84,7 +84,7 @@ func serve(c *config, h *handover, logTo io.Writer, ready func(lines []string, p
 			log.Warn("demo: pull", "image", first, "err", err)
 		}
 	}
-	if err := ready(lines, port); err != nil {
+	if err := ready(verdict{Lines: lines, Port: port, Store: store.ID()}, store.Locks()); err != nil {
 		if busy := server.Unmount(); busy != nil {
 			return errors.Join(err, fmt.Errorf("%q: %w: %w", c.dir, errServing, busy))
 		}
@@ -143,7 +143,7 @@ const lockTime = 5 * time.Second
 
 // openStore opens the cache and what is in it. A server that follows another waits
 // until the kernel has given back that one's lock.
-func openStore(c *config, again bool, log *slog.Logger) (*images.Store, error) {
+func openStore(c *config, resume string, log *slog.Logger) (*images.Store, error) {
 	limit, err := c.cacheBytes()
 	if err != nil {
 		return nil, err
@@ -153,10 +153,10 @@ func openStore(c *config, again bool, log *slog.Logger) (*images.Store, error) {
 		Insecure: c.insecure, Allow: c.allow, Deny: c.deny,
 		Timeout: c.timeout, Strict: c.verify == "strict",
 		Prefetch: c.prefetch != "off", Profiles: c.profiles(),
-		UserAgent: "imgfs/" + release, Log: log,
+		UserAgent: "imgfs/" + release, Log: log, Resume: resume,
 	}
 	store, err := images.Open(o)
-	for end := time.Now().Add(lockTime); again && errors.Is(err, images.ErrInUse) && time.Now().Before(end); {
+	for end := time.Now().Add(lockTime); resume != "" && errors.Is(err, images.ErrInUse) && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 		store, err = images.Open(o)
 	}

@@ -4,13 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -46,6 +46,7 @@ type supervisor struct {
 	lastEnd  string
 	down     time.Time // when the last server ended
 	port     int       // of the demo's registry
+	store    string    // images.Store.ID
 }
 
 // Bounds of a server that crashes again and again.
@@ -57,15 +58,62 @@ const (
 	killedAfter = time.Second
 	// startTime is how long a server that is not the first may take to answer.
 	startTime = 2 * time.Minute
+	// dyingTime is half of how long a server may take to die.
+	dyingTime = 250 * time.Millisecond
+	goneTime  = 15 * time.Second       // that a server has to end in, once unmounted
 	firstWait = 100 * time.Millisecond // after the second crash; then twice that for each
 )
 
 // child is a server process.
 type child struct {
 	cmd     *exec.Cmd
-	verdict chan verdict // closed when it will never answer
+	verdict chan said // closed when it will never answer
 	ended   chan error
+	locks   []int // of the cache, which it has
 }
+
+// said is a server's verdict, and the descriptors that came with it.
+type said struct {
+	verdict
+	locks []int
+}
+
+// free takes the cache's locks off a server that has ended, even if it has not
+// quite.
+func (p *child) free() {
+	for _, fd := range p.locks {
+		_ = unix.Flock(fd, unix.LOCK_UN)
+		unix.Close(fd)
+	}
+	p.locks = nil
+}
+
+// dying reports whether the server was killed, or is a zombie of which threads are
+// left. One of these may wait in the kernel, beyond the reach of a kill, for a lock
+// that somebody holds who waits for an answer: another server must give it.
+func (p *child) dying() bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(text)) {
+		key, value, _ := strings.Cut(line, ":")
+		value = strings.TrimSpace(value)
+		switch key {
+		case "State":
+			if strings.HasPrefix(value, "Z") {
+				return true
+			}
+		case "SigPnd":
+			pending, err := strconv.ParseUint(value, 16, 64)
+			return err == nil && pending&(1<<(unix.SIGKILL-1)) != 0
+		}
+	}
+	return false
+}
+
+// errDying is how a server ended that has not quite.
+var errDying = errors.New("killed, and a thread of it waits in the kernel")
 
 // ending is how a server ended.
 type ending struct {
@@ -83,6 +131,11 @@ func (s *supervisor) run(ready func(lines []string) error) error {
 	var err error
 	if s.cwd, err = os.Getwd(); err != nil {
 		s.cwd = "/" // gone; then no path is relative to it either
+	}
+	if !s.c.foreground {
+		if err := os.Chdir("/"); err != nil { // what is below it can be unmounted
+			return err
+		}
 	}
 	if s.binary, err = os.Executable(); err != nil {
 		s.binary = self
@@ -120,18 +173,19 @@ func (s *supervisor) start() (*child, error) {
 	if info, err := os.Stat(program); s.failed || err != nil || !info.Mode().IsRegular() {
 		program = self
 	}
-	r, w, err := os.Pipe()
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("pipe: %w", err)
+		return nil, fmt.Errorf("socket: %w", err)
 	}
-	defer w.Close()
+	theirs := os.NewFile(uintptr(ends[1]), "report")
+	defer theirs.Close()
 	given, err := json.Marshal(handover{
 		Init: s.device.Init, Dev: s.device.Dev, Mount: s.device.Dir, Again: s.device.Again, Dir: s.cwd, Supervisor: os.Getpid(),
-		Restarts: s.restarts, LastEnd: s.lastEnd, Port: s.port,
+		Restarts: s.restarts, LastEnd: s.lastEnd, Port: s.port, Store: s.store,
 		Quiet: s.loud && !s.device.Again,
 	})
 	if err != nil {
-		r.Close()
+		unix.Close(ends[0])
 		return nil, err
 	}
 	cmd := exec.Command(program, s.args...)
@@ -139,23 +193,21 @@ func (s *supervisor) start() (*child, error) {
 	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(v string) bool {
 		return strings.HasPrefix(v, "NOTIFY_SOCKET=") // systemd hears from this process
 	}), serverEnv+"="+string(given))
-	cmd.ExtraFiles = []*os.File{s.device.File, w} // deviceFD, reportFD
+	cmd.ExtraFiles = []*os.File{s.device.File, theirs} // deviceFD, reportFD
 	// Whatever the server prints, a panic above all, belongs to its log.
 	cmd.Stdout, cmd.Stderr = s.stderr, s.stderr
 	// A terminal's interrupt is for this process, which passes it on.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		r.Close()
+		unix.Close(ends[0])
 		return nil, fmt.Errorf("server: %w", err)
 	}
-	p := &child{cmd: cmd, verdict: make(chan verdict, 1), ended: make(chan error, 1)}
+	p := &child{cmd: cmd, verdict: make(chan said, 1), ended: make(chan error, 1)}
 	go func() {
 		defer close(p.verdict)
-		defer r.Close()
-		report, err := io.ReadAll(io.LimitReader(r, maxVerdict))
-		var v verdict
-		if err == nil && json.Unmarshal(report, &v) == nil {
-			p.verdict <- v
+		defer unix.Close(ends[0])
+		if v, locks, ok := readReport(ends[0]); ok {
+			p.verdict <- said{v, locks}
 		}
 	}()
 	go func() { p.ended <- cmd.Wait() }()
@@ -165,8 +217,10 @@ func (s *supervisor) start() (*child, error) {
 // watch waits for the end of a server, and passes signals on to it. ready is nil
 // but for the first server.
 func (s *supervisor) watch(p *child, ready func(lines []string) error) (end ending) {
-	var answered time.Time
+	var answered, gone time.Time
 	verdicts := p.verdict
+	look, seen := time.NewTicker(dyingTime), false
+	defer look.Stop()
 	late := time.NewTimer(startTime)
 	defer late.Stop()
 	if ready != nil {
@@ -177,12 +231,13 @@ func (s *supervisor) watch(p *child, ready func(lines []string) error) (end endi
 		case v, ok := <-verdicts:
 			verdicts = nil
 			late.Stop()
+			p.locks = v.locks
 			switch {
 			case !ok:
 			case v.Error != "":
 				end.failure = v.Error
 			default:
-				answered, end.answered, s.failed, s.port = time.Now(), true, false, v.Port
+				answered, end.answered, s.failed, s.port, s.store = time.Now(), true, false, v.Port, v.Store
 				if ready == nil {
 					s.log.Info("another server has taken over", "dir", s.c.dir, "pid", p.cmd.Process.Pid,
 						"after", answered.Sub(s.down).Round(time.Millisecond))
@@ -202,19 +257,39 @@ func (s *supervisor) watch(p *child, ready func(lines []string) error) (end endi
 		case <-late.C:
 			s.log.Error("the server does not answer", "after", startTime)
 			_ = p.cmd.Process.Kill()
-		case end.err = <-p.ended:
-			s.down = time.Now()
-			if v, ok := <-p.verdict; verdicts != nil && ok {
+		case <-look.C:
+			dying := p.dying()
+			if dying && seen {
+				return s.ended(p, end, errDying, answered)
+			}
+			seen = dying
+			if gone.IsZero() && s.device.Gone() {
+				gone = time.Now()
+			}
+			if !gone.IsZero() && time.Since(gone) > goneTime {
+				s.log.Error("unmounted, and the server does not end", "dir", s.c.dir)
+				_ = p.cmd.Process.Kill()
+			}
+		case err := <-p.ended:
+			if v, ok := <-p.verdict; verdicts != nil && ok { // it was quicker than this process
 				end.failure, end.answered = v.Error, v.Error == ""
-				answered = s.down
+				p.locks, s.port, s.store, answered = v.locks, v.Port, v.Store, time.Now()
 			}
-			if end.answered {
-				end.lived = s.down.Sub(answered)
-			}
-			end.planned = end.planned || exitStatus(end.err) == exitRestart
-			return end
+			return s.ended(p, end, err, answered)
 		}
 	}
+}
+
+// ended completes what is to be known of the end of a server.
+func (s *supervisor) ended(p *child, end ending, err error, answered time.Time) ending {
+	p.free()
+	s.down = time.Now()
+	end.err = err
+	if end.answered {
+		end.lived = s.down.Sub(answered)
+	}
+	end.planned = end.planned || exitStatus(err) == exitRestart
+	return end
 }
 
 // stop passes the wish for the end on to the server.
@@ -280,29 +355,41 @@ func (s *supervisor) after(end ending) (over bool, err error) {
 // another server at once, more of them later, and too many by errors instead of
 // answers, until it is time to try again.
 func (s *supervisor) crashed(end ending, text string) (over bool, err error) {
+	wait, refuse := s.count(end, time.Now())
+	if refuse {
+		s.log.Error("servers crash one after the other: the mount answers EIO; trying again in a minute, or when told to by 'imgfs restart'",
+			"dir", s.c.dir, "end", text)
+		return s.refuse()
+	}
+	s.log.Error("the server has died; starting another", "dir", s.c.dir, "end", text, "in", wait)
+	return s.pause(wait)
+}
+
+// count counts a crash, and tells how long to wait after it, or to refuse.
+func (s *supervisor) count(end ending, now time.Time) (wait time.Duration, refuse bool) {
 	if end.lived >= crashWindow {
 		s.refused, s.crashes = false, nil
 	}
-	now := time.Now()
-	var exit *exec.ExitError
-	killed := errors.As(end.err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == unix.SIGKILL
-	if !killed || end.lived < killedAfter {
+	if !end.killed() || end.lived < killedAfter {
 		s.crashes = append(s.crashes, now)
 	}
 	s.crashes = slices.DeleteFunc(s.crashes, func(t time.Time) bool { return now.Sub(t) > crashWindow })
 	n := len(s.crashes)
 	if n >= maxCrashes || s.refused && n > 0 {
 		s.refused, s.crashes = true, nil
-		s.log.Error("servers crash one after the other: the mount answers EIO; trying again in a minute, or when told to by 'imgfs restart'",
-			"dir", s.c.dir, "end", text)
-		return s.refuse()
+		return 0, true
 	}
-	wait := time.Duration(0)
 	if n > 1 {
 		wait = firstWait << (n - 2)
 	}
-	s.log.Error("the server has died; starting another", "dir", s.c.dir, "end", text, "in", wait)
-	return s.pause(wait)
+	return wait, false
+}
+
+// killed reports whether somebody has killed the server, or the kernel for want of
+// memory.
+func (e ending) killed() bool {
+	var exit *exec.ExitError
+	return e.err == errDying || errors.As(e.err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == unix.SIGKILL
 }
 
 // pause waits, or until somebody wants something.

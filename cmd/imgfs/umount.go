@@ -55,6 +55,9 @@ func umount(dir string) error {
 		}
 	}
 	err = unmount(at.Mountpoint, 0)
+	if errors.Is(err, unix.EBUSY) && !answers {
+		return fmt.Errorf("%q: its server does not answer; have it replaced by 'imgfs restart %s', then unmount", at.Mountpoint, at.Mountpoint)
+	}
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("%q: busy: %s", at.Mountpoint, busyText(at.Mountpoint))
 	}
