@@ -115,6 +115,9 @@ func Mount(dir string, store *images.Store, o Options) (*Server, error) {
 	if d.Dir != dir {
 		f.dirs = append(f.dirs, d.Dir)
 	}
+	if o.Restarts > 0 {
+		f.events.restarted(o.LastEnd)
+	}
 	srv, err := d.attach(f, &fuse.MountOptions{
 		MaxWrite:             maxRequest,
 		MaxReadAhead:         maxRequest,

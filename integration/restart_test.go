@@ -62,6 +62,16 @@ func (m *mount) answers() time.Duration {
 	return time.Since(start)
 }
 
+// logged counts what the log says.
+func (m *mount) logged(what string) int {
+	m.t.Helper()
+	data, err := os.ReadFile(m.logs)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return bytes.Count(data, []byte(what))
+}
+
 // TestKilledUnderReaders kills the server again and again under all that a mount is
 // used for: nobody sees a wrong byte or an error.
 func TestKilledUnderReaders(t *testing.T) {
@@ -347,7 +357,8 @@ func TestKilledUnderOperations(t *testing.T) {
 		checkState(t, work[i], r)
 	}
 	slices.Sort(outages)
-	t.Logf("operations that succeeded: %v; outages: median %v, longest %v", counts, outages[len(outages)/2], outages[len(outages)-1])
+	t.Logf("operations that succeeded: %v; outages: median %v, longest %v; servers that could not die: %d", counts,
+		outages[len(outages)/2].Round(time.Millisecond), outages[len(outages)-1].Round(time.Millisecond), m.logged("a thread of it waits"))
 	if t.Failed() {
 		return
 	}

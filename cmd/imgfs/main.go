@@ -4,7 +4,7 @@
 // files there, with the system calls that ls, mkdir and a script would use, and
 // keeps no state of its own. One file holds one command; config.go and size.go
 // hold what mount is told, background.go how it leaves the terminal, supervise.go
-// how it outlives its servers, handover.go what a server has from it, mounts.go
+// how it outlives its servers, child.go when one is dead, handover.go what a server has from it, mounts.go
 // how the other commands find the mount, and demo.go the registry of --demo.
 //
 // Exit status: 0 done, 1 it failed, 2 wrong usage.

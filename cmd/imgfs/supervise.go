@@ -10,7 +10,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -58,62 +57,11 @@ const (
 	killedAfter = time.Second
 	// startTime is how long a server that is not the first may take to answer.
 	startTime = 2 * time.Minute
-	// dyingTime is half of how long a server may take to die.
+	// dyingTime is how often to look whether the server has begun to die.
 	dyingTime = 250 * time.Millisecond
 	goneTime  = 15 * time.Second       // that a server has to end in, once unmounted
 	firstWait = 100 * time.Millisecond // after the second crash; then twice that for each
 )
-
-// child is a server process.
-type child struct {
-	cmd     *exec.Cmd
-	verdict chan said // closed when it will never answer
-	ended   chan error
-	locks   []int // of the cache, which it has
-}
-
-// said is a server's verdict, and the descriptors that came with it.
-type said struct {
-	verdict
-	locks []int
-}
-
-// free takes the cache's locks off a server that has ended, even if it has not
-// quite.
-func (p *child) free() {
-	for _, fd := range p.locks {
-		_ = unix.Flock(fd, unix.LOCK_UN)
-		unix.Close(fd)
-	}
-	p.locks = nil
-}
-
-// dying reports whether the server was killed, or is a zombie of which threads are
-// left. One of these may wait in the kernel, beyond the reach of a kill, for a lock
-// that somebody holds who waits for an answer: another server must give it.
-func (p *child) dying() bool {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	if err != nil {
-		return false
-	}
-	for line := range strings.Lines(string(text)) {
-		key, value, _ := strings.Cut(line, ":")
-		value = strings.TrimSpace(value)
-		switch key {
-		case "State":
-			if strings.HasPrefix(value, "Z") {
-				return true
-			}
-		case "SigPnd":
-			pending, err := strconv.ParseUint(value, 16, 64)
-			return err == nil && pending&(1<<(unix.SIGKILL-1)) != 0
-		}
-	}
-	return false
-}
-
-// errDying is how a server ended that has not quite.
-var errDying = errors.New("killed, and a thread of it waits in the kernel")
 
 // ending is how a server ended.
 type ending struct {
@@ -259,10 +207,12 @@ func (s *supervisor) watch(p *child, ready func(lines []string) error) (end endi
 			_ = p.cmd.Process.Kill()
 		case <-look.C:
 			dying := p.dying()
-			if dying && seen {
+			if dying && seen && p.stuck() {
 				return s.ended(p, end, errDying, answered)
 			}
-			seen = dying
+			if seen = dying; dying {
+				look.Reset(dyingTime / 5)
+			}
 			if gone.IsZero() && s.device.Gone() {
 				gone = time.Now()
 			}

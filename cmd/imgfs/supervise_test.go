@@ -84,3 +84,29 @@ func TestReport(t *testing.T) {
 		t.Error("readReport of a server that has ended is ok")
 	}
 }
+
+// TestDying tells processes that live from those that are dead and not yet reaped.
+func TestDying(t *testing.T) {
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p := &child{cmd: cmd}
+	if p.dying() {
+		t.Error("a process that lives is dying")
+	}
+	for end := time.Now().Add(10 * time.Second); !p.stuck(); time.Sleep(time.Millisecond) { // it sleeps soon
+		if time.Now().After(end) {
+			t.Fatal("a process that sleeps: stuck is false")
+		}
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); !p.dying() || p.stuck(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("a zombie: dying %v, stuck %v, want true and false", p.dying(), p.stuck())
+		}
+	}
+	_ = cmd.Wait()
+}
