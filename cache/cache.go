@@ -119,6 +119,9 @@ func Open(dir string, o Options) (*Cache, error) {
 	return c, nil
 }
 
+// Lock is the file by whose lock the directory is this process' own.
+func (c *Cache) Lock() *os.File { return c.lock }
+
 // Close makes everything durable and gives the directory up. Packs must not be
 // used afterwards.
 func (c *Cache) Close() error {

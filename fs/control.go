@@ -92,7 +92,7 @@ const (
 )
 
 func newControl(f *fileSystem) *control {
-	c := &control{f: f, epoch: uint64(f.started.UnixMilli()>>6) & (1<<epochBits - 1),
+	c := &control{f: f, epoch: (uint64(f.started.UnixMilli()>>6) + uint64(f.o.Restarts)) & (1<<epochBits - 1),
 		nodes: map[images.Ino]*controlNode{}, names: map[nodeKey]*controlNode{}}
 	c.root = item{dir: c.top()}
 	c.nodes[controlIno] = &controlNode{ino: controlIno, key: nodeKey{dir: images.RootIno, name: controlDir, mode: syscall.S_IFDIR},

@@ -330,6 +330,10 @@ func (c *control) statsJSON(b *bytes.Buffer) error { return encode(b, c.f.stats(
 func (c *control) statsText(b *bytes.Buffer) error {
 	s := c.f.stats()
 	fmt.Fprintf(b, "pid %d\nstarted %s\n", s.PID, s.Started.Format(time.RFC3339))
+	fmt.Fprintf(b, "restarts %d\n", s.Restarts)
+	if s.LastEnd != "" {
+		fmt.Fprintf(b, "lastEnd %s\n", oneLine(s.LastEnd))
+	}
 	names := make([]string, 0, len(s.Fuse))
 	for name := range s.Fuse {
 		names = append(names, name)

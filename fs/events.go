@@ -33,7 +33,7 @@ type eventLog struct {
 // eventEntry is a line of it.
 type eventEntry struct {
 	Time  time.Time `json:"time"`
-	Op    string    `json:"op"`             // pull, update, untag, tag, move, exchange, delete, dangling, drop, error
+	Op    string    `json:"op"`             // pull, update, untag, tag, move, exchange, delete, dangling, drop, restart, error
 	Name  string    `json:"name,omitempty"` // of the image, as docker writes it
 	ID    string    `json:"id,omitempty"`   // of the image or the layer
 	Error string    `json:"error,omitempty"`
@@ -48,6 +48,9 @@ func (l *eventLog) add(op string, name images.Name, id string) {
 func (l *eventLog) fail(name string, err error) {
 	l.append(eventEntry{Op: "error", Name: name, Error: reasonOf(err)})
 }
+
+// restarted records that this server follows another, which has ended so.
+func (l *eventLog) restarted(end string) { l.append(eventEntry{Op: "restart", Error: end}) }
 
 func eventName(n images.Name) string {
 	if n == (images.Name{}) {

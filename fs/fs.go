@@ -54,6 +54,11 @@ type Options struct {
 	Socket  string                // what .imgfs/socket leads to; "": there is none
 	Metrics func(io.Writer) error // writes .imgfs/metrics, in Prometheus' text format; nil: there is none
 
+	Device     *Device // of a mount that is there; nil: Mount makes one
+	Restarts   int     // servers of this mount before this one
+	LastEnd    string  // how the last of them ended
+	Supervisor int     // the process that starts another server when this one ends; 0: none
+
 	handles bool // as if the kernel insisted on OPEN and OPENDIR: for tests
 }
 
@@ -61,6 +66,8 @@ type Options struct {
 type Server struct {
 	fuse *fuse.Server
 	fs   *fileSystem
+	dir  string
+	dev  uint64         // st_dev of the mount
 	done chan struct{}  // closed when the kernel asks nothing any more
 	back sync.WaitGroup // writeBack
 }
@@ -97,49 +104,48 @@ func Mount(dir string, store *images.Store, o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	d := o.Device
+	if d == nil {
+		if d, err = OpenDevice(dir, o); err != nil {
+			return nil, err
+		}
+	}
 	f := newFileSystem(store, o)
 	f.dirs = []string{dir}
-	if real, err := filepath.EvalSymlinks(dir); err == nil && real != dir {
-		f.dirs = append(f.dirs, real)
+	if d.Dir != dir {
+		f.dirs = append(f.dirs, d.Dir)
 	}
-	mo := &fuse.MountOptions{
-		Name:                 "imgfs",
-		FsName:               o.FsName,
-		AllowOther:           o.AllowOther,
+	if o.Restarts > 0 {
+		f.events.restarted(o.LastEnd)
+	}
+	srv, err := d.attach(f, &fuse.MountOptions{
 		MaxWrite:             maxRequest,
 		MaxReadAhead:         maxRequest,
 		MaxBackground:        128,
 		EnableSymlinkCaching: true,
 		DisableSplice:        true, // gains nothing, and a READ of the largest size does not fit into a pipe
-		DirectMount:          os.Geteuid() == 0,
 		Logger:               slog.NewLogLogger(o.Log.Handler(), slog.LevelWarn),
-	}
-	if o.AllowOther {
-		mo.Options = append(mo.Options, "default_permissions")
-	}
-	if o.Dev {
-		mo.Options = append(mo.Options, "dev")
-	}
-	if o.Suid {
-		mo.Options = append(mo.Options, "suid")
-	}
-	srv, err := fuse.NewServer(f, dir, mo)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("fs: mounting %q: %w", dir, err)
+		err = fmt.Errorf("fs: mounting %q: %w", dir, err)
+		if o.Device == nil {
+			err = errors.Join(err, unmount(dir, unix.MNT_DETACH), d.Close())
+		}
+		return nil, err
 	}
-	s := &Server{fuse: srv, fs: f, done: make(chan struct{})}
+	s := &Server{fuse: srv, fs: f, dir: dir, dev: d.Dev, done: make(chan struct{})}
 	store.Watch(f.event)
 	go func() {
 		defer close(s.done)
 		srv.Serve()
 		f.notify.close()
 	}()
-	if err := srv.WaitMount(); err != nil {
-		return nil, errors.Join(fmt.Errorf("fs: mounting %q: %w", dir, err), srv.Unmount())
+	if !d.Again {
+		noPoll(dir)
+		readAhead(dir, o.Log)
 	}
-	readAhead(dir, o.Log)
 	r := &rest{free: giveBack}
-	s.back.Go(func() { writeBack(dir, s.done, func() { r.tick(f.work()) }) })
+	s.back.Go(func() { writeBack(dir, d.Dev, s.done, func() { r.tick(f.work()) }) })
 	return s, nil
 }
 
@@ -150,8 +156,32 @@ func (s *Server) Serve() error {
 	return nil
 }
 
+// errNotThere reports that the mount is not at its path any more: it was detached.
+var errNotThere = errors.New("it is not mounted there any more")
+
 // Unmount unmounts the file system. It fails while a process uses it.
-func (s *Server) Unmount() error { return s.fuse.Unmount() }
+func (s *Server) Unmount() error {
+	if dev, err := deviceOf(s.dir); err != nil || dev != s.dev {
+		return errors.Join(errNotThere, err)
+	}
+	if err := unmount(s.dir, 0); err != nil {
+		return err
+	}
+	s.fuse.Wait()
+	return nil
+}
+
+// noPoll has the kernel learn that there is no POLL here. Else it asks when a Go
+// program opens a file, in a way in which this one might not be able to answer.
+func noPoll(dir string) {
+	// A name that go-fuse itself answers for.
+	fd, err := unix.Open(filepath.Join(dir, ".go-fuse-epoll-hack"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | unix.POLLPRI | unix.POLLOUT}}, 0)
+	unix.Close(fd)
+}
 
 // readAhead raises the mount's read-ahead from the kernel's 128 KiB to what one
 // READ carries. Only root may; without it everything works, slower.

@@ -50,7 +50,7 @@ func nameFor(path, name string) (images.Name, error) {
 }
 
 // mkdir pulls the image of that name, or makes a directory on the way to one.
-func (s *namespace) mkdir(dir images.Ino, name string, out *fuse.EntryOut) fuse.Status {
+func (s *namespace) mkdir(dir images.Ino, name string, again bool, out *fuse.EntryOut) fuse.Status {
 	path, err := s.place(dir)
 	if err != nil {
 		return s.refused("mkdir", join(path, name), err)
@@ -59,6 +59,9 @@ func (s *namespace) mkdir(dir images.Ino, name string, out *fuse.EntryOut) fuse.
 	x, err := s.here(path, name)
 	if err != nil {
 		return s.refused("mkdir", what, err)
+	}
+	if again && (x.kind == foundImage || x.kind == foundDir) {
+		return s.entry(x, out)
 	}
 	if x.kind != foundNothing {
 		return fuse.Status(syscall.EEXIST)
@@ -106,7 +109,7 @@ func (s *namespace) make(path string) error {
 }
 
 // rmdir untags, or removes a directory that holds nothing.
-func (s *namespace) rmdir(dir images.Ino, name string) fuse.Status {
+func (s *namespace) rmdir(dir images.Ino, name string, again bool) fuse.Status {
 	path, err := s.place(dir)
 	if err == nil && dir == images.RootIno && name == controlDir {
 		err = errNotAllowed
@@ -131,6 +134,10 @@ func (s *namespace) rmdir(dir images.Ino, name string) fuse.Status {
 		return fuse.OK
 	}
 	p := join(path, name)
+	if n, ok := meant(path, name); again && ok && x.kind == foundNothing && !s.f.store.HasPath(p) {
+		s.tell(images.Change{}, []images.Name{n}, dir)
+		return fuse.OK
+	}
 	if s.f.store.HasPath(p) {
 		return s.refused("rmdir", p, errNotEmpty)
 	}
@@ -170,7 +177,7 @@ var errNotOwner = fmt.Errorf("only who mounted may do that: %w", iofs.ErrPermiss
 
 // touch asks n's registry again, for uid. The caller holds the lock of the image's
 // root directory, not of the directory that has its name.
-func (s *namespace) touch(n images.Name, uid uint32) error {
+func (s *namespace) touch(n images.Name, uid uint32, again bool) error {
 	if !s.manages(uid) {
 		return errNotOwner
 	}
@@ -187,6 +194,9 @@ func (s *namespace) touch(n images.Name, uid uint32) error {
 		return err
 	}
 	if c.Image == (v1.Hash{}) {
+		if again { // the server that died may have changed it, and not told
+			s.tell(images.Change{Untagged: []images.Name{n}}, nil)
+		}
 		s.f.log.Info("asked again, nothing has changed", "image", n.String())
 		return nil
 	}

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"fmt"
 	iofs "io/fs"
 
@@ -16,12 +17,20 @@ func (s *namespace) rename(in *fuse.RenameIn, oldName, newName string) fuse.Stat
 	from, to := images.Ino(in.NodeId), images.Ino(in.Newdir)
 	what := s.where(from, oldName)
 	src, dst, err := s.renamed(in, oldName, newName)
+	if resent(&in.InHeader) && errors.Is(err, iofs.ErrNotExist) && s.hasMoved(in, newName) {
+		s.moved(in, oldName, newName)
+		return fuse.OK
+	}
 	if err != nil {
 		return s.refused("rename", what, err)
 	}
 	var c images.Change
 	if in.Flags&unix.RENAME_EXCHANGE != 0 {
-		c, err = s.f.store.Exchange(src, dst)
+		var done bool
+		if c, done, err = s.f.store.ExchangeOnce(src, dst, in.Unique&^resendBit); done {
+			s.moved(in, oldName, newName)
+			return fuse.OK
+		}
 	} else {
 		c, err = s.f.store.Move(src, dst, in.Flags&unix.RENAME_NOREPLACE == 0)
 	}
@@ -60,6 +69,37 @@ func (s *namespace) rename(in *fuse.RenameIn, oldName, newName string) fuse.Stat
 		s.f.notify.entry(uint64(from), oldName)
 	}
 	return fuse.OK
+}
+
+// moved has the kernel ask again for the names of a rename that was done by a server
+// which may not have told all that followed from it.
+func (s *namespace) moved(in *fuse.RenameIn, oldName, newName string) {
+	var names []images.Name
+	for i, name := range []string{oldName, newName} {
+		dir := [2]images.Ino{images.Ino(in.NodeId), images.Ino(in.Newdir)}[i]
+		if path, err := s.place(dir); err == nil {
+			if n, ok := meant(path, name); ok {
+				names = append(names, n)
+			}
+		}
+		s.spelled(dir, name)
+	}
+	s.tell(images.Change{Untagged: names}, nil, images.Ino(in.NodeId), images.Ino(in.Newdir))
+}
+
+// hasMoved reports whether a RENAME whose source is gone has been done: its
+// destination is there. An exchange looks the same before and after; the store
+// knows of it.
+func (s *namespace) hasMoved(in *fuse.RenameIn, newName string) bool {
+	if in.Flags&unix.RENAME_EXCHANGE != 0 {
+		return false
+	}
+	path, err := s.place(images.Ino(in.Newdir))
+	if err != nil {
+		return false
+	}
+	_, err = s.movable(path, newName)
+	return err == nil
 }
 
 // without is c without two names that are told of otherwise.

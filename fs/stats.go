@@ -5,13 +5,16 @@ import (
 	"time"
 )
 
-// Stats are the counters of a mount since it was made, as .imgfs/stats.json has
+// Stats are the counters of a mount since its server started, as .imgfs/stats.json has
 // them.
 type Stats struct {
-	PID      int              `json:"pid"`
-	Started  time.Time        `json:"started"`
-	Fuse     map[string]int64 `json:"fuse"` // messages by operation
-	Registry struct {
+	PID        int              `json:"pid"`
+	Supervisor int              `json:"supervisor,omitempty"` // PID of what starts another server when this one ends
+	Restarts   int              `json:"restarts"`             // servers of the mount before this one
+	LastEnd    string           `json:"lastEnd,omitempty"`    // how the last of them ended
+	Started    time.Time        `json:"started"`
+	Fuse       map[string]int64 `json:"fuse"` // messages by operation
+	Registry   struct {
 		Requests int64 `json:"requests"`
 		Bytes    int64 `json:"bytes"`
 		Retries  int64 `json:"retries"`
@@ -38,7 +41,10 @@ func (s *Server) Events() []byte {
 }
 
 func (f *fileSystem) stats() Stats {
-	s := Stats{PID: os.Getpid(), Started: f.started.UTC(), Fuse: map[string]int64{}}
+	s := Stats{PID: os.Getpid(), Started: f.started.UTC(), Supervisor: f.o.Supervisor, Restarts: f.o.Restarts, LastEnd: f.o.LastEnd, Fuse: map[string]int64{}}
+	if os.Getppid() != s.Supervisor {
+		s.Supervisor = 0 // it has died
+	}
 	for i, name := range opNames {
 		s.Fuse[name] = f.counts[i].Load()
 	}

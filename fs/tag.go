@@ -36,7 +36,8 @@ func (s *namespace) transientAttr(out *fuse.Attr) {
 
 // symlink tags: name is a tag of its own from then on, for the image that target
 // leads to.
-func (s *namespace) symlink(dir images.Ino, name, target string, out *fuse.EntryOut) fuse.Status {
+func (s *namespace) symlink(h *fuse.InHeader, name, target string, out *fuse.EntryOut) fuse.Status {
+	dir := images.Ino(h.NodeId)
 	what := s.where(dir, name)
 	at, err := s.place(dir)
 	if err != nil {
@@ -45,6 +46,11 @@ func (s *namespace) symlink(dir images.Ino, name, target string, out *fuse.Entry
 	x, err := s.here(at, name)
 	if err != nil {
 		return s.refused("symlink", what, err)
+	}
+	if x.kind == foundImage && resent(h) {
+		if manifest, err := s.resolve(target, at, name); err == nil && s.standsFor(x.image, manifest) {
+			return s.transient(out)
+		}
 	}
 	if x.kind != foundNothing {
 		return fuse.Status(syscall.EEXIST)
@@ -66,13 +72,19 @@ func (s *namespace) symlink(dir images.Ino, name, target string, out *fuse.Entry
 	return s.transient(out)
 }
 
+// standsFor reports whether n stands for the image with that manifest.
+func (s *namespace) standsFor(n images.Name, manifest v1.Hash) bool {
+	now, ok, err := s.f.store.Manifest(n)
+	return err == nil && ok && now == manifest
+}
+
 // retag is `ln -sfn SRC DST` with a DST that is here: coreutils takes it for a
 // directory to make the link in. So a link of the target's own name in the root
 // directory of an image, to an image, tags DST, as docker tag overwrites. The
-// caller, who is uid, holds the lock of DST's root, not of the directory that has
+// caller holds the lock of DST's root, not of the directory that has
 // its name.
-func (s *namespace) retag(dir images.Ino, name, target string, uid uint32, out *fuse.EntryOut) fuse.Status {
-	n, ok := s.f.store.RootOf(dir)
+func (s *namespace) retag(h *fuse.InHeader, name, target string, out *fuse.EntryOut) fuse.Status {
+	n, ok := s.f.store.RootOf(images.Ino(h.NodeId))
 	if !ok || isControl(n.Repo) || name != path.Base(target) {
 		return fuse.EROFS
 	}
@@ -82,7 +94,7 @@ func (s *namespace) retag(dir images.Ino, name, target string, uid uint32, out *
 	case err != nil:
 	case !here:
 		err = iofs.ErrNotExist
-	case !s.manages(uid):
+	case !s.manages(h.Uid):
 		err = errNotOwner
 	case n.IsDigest():
 		err = fmt.Errorf("a digest names one image for ever: %w", errReadOnly)
@@ -96,6 +108,9 @@ func (s *namespace) retag(dir images.Ino, name, target string, uid uint32, out *
 	}
 	if err != nil {
 		return s.refused("symlink", what, err)
+	}
+	if resent(h) { // the server that died may have done it, and not told
+		s.tell(images.Change{Untagged: []images.Name{n}}, nil)
 	}
 	return s.transient(out)
 }

@@ -50,7 +50,7 @@ func (f *fileSystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.At
 		if !ok || !touches(in.Valid) {
 			return fuse.EROFS
 		}
-		if err := f.space.touch(n, in.Caller.Uid); err != nil {
+		if err := f.space.touch(n, in.Caller.Uid, resent(&in.InHeader)); err != nil {
 			return f.space.refused("touch", n.String(), err)
 		}
 		return f.getAttr(ino, out)
@@ -61,6 +61,14 @@ func (f *fileSystem) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.At
 	return fuse.EROFS
 }
 
+// resent reports whether the kernel asks once more, because the server that it
+// asked first has died: what is asked for may have been done (FUSE_UNIQUE_RESEND).
+// The operations on names then take for a success what they would have left.
+func resent(h *fuse.InHeader) bool { return h.Unique&resendBit != 0 }
+
+// resendBit is added to the number of a request that is sent again.
+const resendBit = 1 << 63
+
 // Mkdir pulls, in the namespace.
 func (f *fileSystem) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
 	f.counts[opMkdir].Add(1)
@@ -68,7 +76,7 @@ func (f *fileSystem) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out
 	if dir.Kind() != images.KindNode {
 		return fuse.EROFS
 	}
-	return f.space.mkdir(dir, name, out)
+	return f.space.mkdir(dir, name, resent(&in.InHeader), out)
 }
 
 // Rmdir untags, in the namespace.
@@ -81,7 +89,7 @@ func (f *fileSystem) Rmdir(_ <-chan struct{}, h *fuse.InHeader, name string) fus
 	if f.control.has(dir) {
 		return f.control.rmdir(dir, name)
 	}
-	return f.space.rmdir(dir, name)
+	return f.space.rmdir(dir, name, resent(h))
 }
 
 // Rename retags, in the namespace. RENAME and RENAME2 come here alike, the first
@@ -94,10 +102,10 @@ func (f *fileSystem) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newNa
 // Symlink tags, in the namespace.
 func (f *fileSystem) Symlink(_ <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
 	f.counts[opSymlink].Add(1)
-	if dir := images.Ino(h.NodeId); dir.Kind() == images.KindDir {
-		return f.space.retag(dir, name, target, h.Uid, out)
+	if images.Ino(h.NodeId).Kind() == images.KindDir {
+		return f.space.retag(h, name, target, out)
 	}
-	return f.space.symlink(images.Ino(h.NodeId), name, target, out)
+	return f.space.symlink(h, name, target, out)
 }
 
 // Mknod refuses.

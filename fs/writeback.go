@@ -12,14 +12,11 @@ import (
 // does, the WRITE is refused and the pages are dropped (fileSystem.Write).
 const writeBackEvery = time.Second
 
-// writeBack has the kernel write back what is dirty on the mount at dir, until
-// done is closed, and calls tick each time. It sends no message while nothing is
-// dirty. The mount is open only for the moment, so that it can be unmounted.
-func writeBack(dir string, done <-chan struct{}, tick func()) {
-	var mounted unix.Stat_t
-	if unix.Stat(dir, &mounted) != nil {
-		return
-	}
+// writeBack has the kernel write back what is dirty on the mount at dir, whose
+// st_dev is dev, until done is closed, and calls tick each time. It sends no message
+// while nothing is dirty. The mount is open only for the moment, so that it can be
+// unmounted.
+func writeBack(dir string, dev uint64, done <-chan struct{}, tick func()) {
 	t := time.NewTicker(writeBackEvery)
 	defer t.Stop()
 	for {
@@ -34,7 +31,7 @@ func writeBack(dir string, done <-chan struct{}, tick func()) {
 			continue
 		}
 		var st unix.Stat_t
-		if unix.Fstat(fd, &st) == nil && st.Dev == mounted.Dev { // not what was mounted over it
+		if unix.Fstat(fd, &st) == nil && st.Dev == dev { // not what was mounted over it, or is below it
 			unix.Syncfs(fd) // its error is that of the refused write
 		}
 		unix.Close(fd)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	iofs "io/fs"
+	"os"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -141,6 +142,7 @@ type viewRecord struct {
 // sequence numbers were given. Every method is one transaction.
 type catalog struct {
 	db    *bbolt.DB
+	file  *os.File     // db's, which has its lock
 	reads atomic.Int64 // records that were read
 
 	// applied is told what a transaction has done, before the next one begins.

@@ -1,6 +1,7 @@
 package images
 
 import (
+	"cmp"
 	"fmt"
 	iofs "io/fs"
 	"slices"
@@ -457,7 +458,17 @@ func (c *catalog) move(src, dst Name, replace bool) (Change, error) {
 
 // exchange swaps what a and b stand for, and their views.
 func (c *catalog) exchange(a, b Name) (Change, error) {
-	return c.write(func(t *txn) error {
+	ch, _, err := c.exchangeOnce(a, b, 0)
+	return ch, err
+}
+
+// exchangeOnce does nothing, and says so, when it was called for that request
+// before; 0 is no request.
+func (c *catalog) exchangeOnce(a, b Name, request uint64) (ch Change, done bool, err error) {
+	ch, err = c.write(func(t *txn) error {
+		if done, err = t.once(request); done || err != nil {
+			return cmp.Or(err, errUnchanged)
+		}
 		names := [2]Name{a, b}
 		var recs [2]nameRecord
 		for i, n := range names {
@@ -505,4 +516,5 @@ func (c *catalog) exchange(a, b Name) (Change, error) {
 		}
 		return nil
 	})
+	return ch, done, err
 }

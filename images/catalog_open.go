@@ -32,9 +32,15 @@ type blobSource interface {
 // A damaged one, or one that was found to be so when it was open, is set aside and made anew from the blobs and the journal of
 // names beside it; then damage says so.
 func openCatalog(path string, blobs blobSource) (c *catalog, damage, err error) {
+	return resumeCatalog(path, blobs, false)
+}
+
+// resumeCatalog is openCatalog, which forgets nothing that the kernel may still
+// hold, if held.
+func resumeCatalog(path string, blobs blobSource, held bool) (c *catalog, damage, err error) {
 	lost := missing(path)
 	if !lost {
-		if c, err = tryCatalog(path, blobs); err == nil {
+		if c, err = tryCatalog(path, blobs, held); err == nil {
 			err = c.trust(path)
 		}
 	}
@@ -82,9 +88,14 @@ func missing(path string) bool {
 	return err == nil && st.Size() > 0
 }
 
-func tryCatalog(path string, blobs blobSource) (c *catalog, err error) {
+func tryCatalog(path string, blobs blobSource, held bool) (c *catalog, err error) {
 	defer guard(debug.SetPanicOnFault(true), &err)
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 5 * time.Second, FreelistType: bbolt.FreelistMapType})
+	var file *os.File
+	open := func(name string, flag int, perm iofs.FileMode) (f *os.File, err error) {
+		file, err = os.OpenFile(name, flag, perm)
+		return file, err
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 5 * time.Second, FreelistType: bbolt.FreelistMapType, OpenFile: open})
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, errors.New("another process has it open")
@@ -101,8 +112,8 @@ func tryCatalog(path string, blobs blobSource) (c *catalog, err error) {
 		}
 		return nil, fmt.Errorf("%w: %v", errDamaged, err) // shorter than one page, say
 	}
-	c = &catalog{db: db}
-	if err = c.prepare(path, blobs); err == nil {
+	c = &catalog{db: db, file: file}
+	if err = c.prepare(path, blobs); err == nil && !held {
 		err = c.dropRetired()
 	}
 	if err != nil {

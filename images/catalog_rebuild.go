@@ -33,7 +33,7 @@ func replaceCatalog(path string, blobs blobSource, lost bool, why error) (c *cat
 	} else {
 		h, _ = replayJournal(bytes.NewReader(nil))
 	}
-	if c, err = tryCatalog(fresh, blobs); err != nil {
+	if c, err = tryCatalog(fresh, blobs, false); err != nil {
 		return nil, nil, err
 	}
 	names, dangling, err := c.rebuild(&h, blobs, filepath.Join(filepath.Dir(path), "blobs", "sha256"))

@@ -48,6 +48,7 @@ type Options struct {
 	Strict    bool           // check every byte against its digest at every read
 	UserAgent string         // of the requests
 	Keychain  authn.Keychain // credentials; nil: docker's config.json and podman's auth.json
+	Resume    string         // ID of the store whose numbers the kernel still holds, after a crash; "": it holds none
 	Log       *slog.Logger   // nil: slog.Default
 }
 
@@ -56,6 +57,7 @@ type Options struct {
 // Lock order: catalog.mu, then profiles.mu, then Store.mu, then image.mu, then layer.mu; none but the first is held during I/O.
 type Store struct {
 	o        Options
+	id       string // of the catalogue
 	platform v1.Platform
 	cache    *cache.Cache
 	cat      *catalog
@@ -121,12 +123,24 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	cat, damage, err := openCatalog(c.CatalogPath(), c)
+	cat, damage, err := resumeCatalog(c.CatalogPath(), c, o.Resume != "")
 	if err != nil {
 		c.Close()
 		return nil, err
 	}
 	cat.log = o.Log
+	id, err := cat.identity()
+	if err == nil && o.Resume != "" && o.Resume != id {
+		err = errOtherNumbers
+	}
+	if err == nil && o.Resume == "" {
+		err = cat.forgetRequests()
+	}
+	if err != nil {
+		cat.close()
+		c.Close()
+		return nil, err
+	}
 	client, err := fetch.New(fetch.Options{CertsDir: o.CertsDir, Insecure: o.Insecure, Allow: o.Allow, Deny: o.Deny,
 		Keychain: o.Keychain, Timeout: o.Timeout, UserAgent: o.UserAgent})
 	if err != nil {
@@ -134,7 +148,7 @@ func Open(o Options) (*Store, error) {
 		c.Close()
 		return nil, err
 	}
-	s := &Store{o: o, platform: p, cache: c, cat: cat, client: client, log: o.Log, views: map[uint32]*View{},
+	s := &Store{o: o, id: id, platform: p, cache: c, cat: cat, client: client, log: o.Log, views: map[uint32]*View{},
 		images: map[imageKey]*image{}, layers: map[uint32]*layer{}, negative: map[Name]negative{},
 		probes: map[string]probe{}, formats: map[v1.Hash]fetch.Format{}, programs: map[Ino]bool{}, looking: semaphore.NewWeighted(maxLooking), xattrs: map[string]bool{},
 		arriving: map[*unionfs.Builder]bool{}, spare: map[v1.Hash]bool{}}
@@ -147,10 +161,13 @@ func Open(o Options) (*Store, error) {
 	}
 	if err := s.settleCatalog(); err != nil {
 		o.Log.Error("the catalogue could not be read whole", "err", err)
-	} else if damage == nil {
+	} else if damage == nil && o.Resume == "" {
 		s.tasks.Go(s.sweepDropped)
 	}
 	cat.applied = s.catalogApplied
+	if o.Resume != "" {
+		return s, nil
+	}
 	if err := s.dropNodes(); err != nil { // they stay, and count
 		o.Log.Warn("namespace nodes were not cleaned up", "err", err)
 	}

@@ -200,17 +200,21 @@ func TestKilledInOperations(t *testing.T) {
 	}
 }
 
-// kill ends all of the mount's processes at once.
+// kill ends all of the mount's processes: the supervisor too, which meanwhile may
+// start another server.
 func (m *mount) kill() {
 	m.t.Helper()
 	pids := m.pids()
 	if len(pids) == 0 {
 		m.t.Fatal("no process of the mount found")
 	}
-	for _, pid := range pids {
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-			m.t.Fatal(err)
+	for range 3 {
+		for _, pid := range pids {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
+				m.t.Fatal(err)
+			}
 		}
+		pids = m.pids()
 	}
 }
 

@@ -38,6 +38,7 @@ type worker struct {
 	workload
 	rng    *rand.Rand
 	model  map[string]int
+	ended  atomic.Bool  // it is to stop
 	killed *atomic.Bool // the server may be gone: an operation then ends as it likes
 	report report
 }
@@ -63,7 +64,7 @@ func newWorker(l workload, killed *atomic.Bool) *worker {
 
 // run works until the time is up or something is wrong.
 func (w *worker) run() report {
-	for end := time.Now().Add(w.For); time.Now().Before(end) && len(w.report.Wrong) == 0; {
+	for end := time.Now().Add(w.For); time.Now().Before(end) && len(w.report.Wrong) == 0 && !w.ended.Load(); {
 		if !w.step() {
 			return w.report
 		}

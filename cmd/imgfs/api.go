@@ -29,6 +29,7 @@ import (
 // Its owner closes it before the store.
 type api struct {
 	dir     string // the mount point
+	given   *handover
 	store   *images.Store
 	metrics *metrics
 	log     *slog.Logger
@@ -41,8 +42,8 @@ type api struct {
 	running sync.WaitGroup // servers and requests
 }
 
-func newAPI(dir string, store *images.Store, log *slog.Logger) (*api, error) {
-	a := &api{dir: dir, store: store, log: log}
+func newAPI(dir string, given *handover, store *images.Store, log *slog.Logger) (*api, error) {
+	a := &api{dir: dir, given: given, store: store, log: log}
 	m, err := newMetrics(a.stats, store.Totals)
 	if err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
@@ -92,6 +93,7 @@ func (a *api) serveSocket(cacheDir string) error {
 	a.socket = filepath.Join(cacheDir, socketName)
 	mux := a.public()
 	mux.HandleFunc("POST /fsck", a.fsck)
+	mux.HandleFunc("POST /restart", a.restart)
 	mux.HandleFunc("GET /events", a.events)
 	mux.HandleFunc("GET /profile/{digest}", a.profile)
 	mux.HandleFunc("POST /profile/{digest}", a.profile)
@@ -242,6 +244,19 @@ func (a *api) fsck(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	line(checkLine{Checked: &checked})
+}
+
+// restart ends this process as a crash would, which loses nothing: what is on the
+// disk is good at every moment, and the kernel asks the next server again.
+func (a *api) restart(w http.ResponseWriter, _ *http.Request) {
+	if !a.given.supervised() {
+		http.Error(w, errAlone.Error(), http.StatusConflict)
+		return
+	}
+	w.WriteHeader(http.StatusAccepted)
+	_ = http.NewResponseController(w).Flush()
+	a.log.Info("ending, for another server", "dir", a.dir)
+	os.Exit(exitRestart)
 }
 
 // events sends what .imgfs/events holds, and with ?follow=true what is added to

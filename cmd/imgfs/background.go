@@ -7,37 +7,34 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
-	"path/filepath"
 	"strconv"
 	"syscall"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
 
-// readyEnv names the descriptor on which a background server reports; that it is
-// set is what makes the process one.
+// readyEnv names the descriptor on which a background supervisor reports; that it
+// is set is what makes the process one.
 const readyEnv = "IMGFS_READY_FD"
 
-// verdict is what a background server reports, once: lines for the user when the
-// mount answers, or why there is none.
+// verdict is what a server reports to its supervisor, and that to whoever mounts,
+// once: lines for the user when the mount answers, or why there is none.
 type verdict struct {
 	Lines []string `json:"lines,omitempty"`
+	Port  int      `json:"port,omitempty"`  // of the demo's registry
+	Store string   `json:"store,omitempty"` // as images.Store.ID has it
 	Error string   `json:"error,omitempty"`
 }
 
 // maxVerdict bounds what is read of a report, in bytes.
-const maxVerdict = 1 << 20
+const maxVerdict = 1 << 16
 
-// startBackground runs this program again as a server in a session of its own,
-// and waits until its mount answers.
+// startBackground runs this program again as a supervisor in a session of its
+// own, and waits until its mount answers.
 func startBackground(cmd *cobra.Command, c *config, args []string) error {
-	logFile := c.logFile
-	if logFile == "" {
-		logFile = filepath.Join(c.cacheDir, "imgfs.log")
-	}
-	log, err := openLog(logFile)
+	log, err := openLog(c.logPath())
 	if err != nil {
 		return err
 	}
@@ -48,29 +45,28 @@ func startBackground(cmd *cobra.Command, c *config, args []string) error {
 	}
 	defer r.Close()
 
-	server := exec.Command("/proc/self/exe", args...)
-	server.Args[0] = "imgfs"
-	server.Env = append(os.Environ(), readyEnv+"=3")
-	server.ExtraFiles = []*os.File{w}
-	// Whatever the server prints, a panic above all, belongs to its log.
-	server.Stdout, server.Stderr = log, log
-	server.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = server.Start()
+	supervisor := exec.Command(self, args...)
+	supervisor.Args[0] = "imgfs"
+	supervisor.Env = append(os.Environ(), readyEnv+"=3")
+	supervisor.ExtraFiles = []*os.File{w}
+	supervisor.Stdout, supervisor.Stderr = log, log
+	supervisor.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = supervisor.Start()
 	w.Close()
 	if err != nil {
 		return fmt.Errorf("server: %w", err)
 	}
-	report, err := io.ReadAll(io.LimitReader(r, maxVerdict))
+	said, err := io.ReadAll(io.LimitReader(r, maxVerdict))
 	if err != nil {
 		return fmt.Errorf("server: %w", err)
 	}
 	var v verdict
-	if json.Unmarshal(report, &v) != nil {
+	if json.Unmarshal(said, &v) != nil {
 		end := "ended"
-		if err := server.Wait(); err != nil {
+		if err := supervisor.Wait(); err != nil {
 			end = err.Error()
 		}
-		return fmt.Errorf("%q: the server stopped before the mount answered (%s); see %q", c.dir, end, logFile)
+		return fmt.Errorf("%q: the server stopped before the mount answered (%s); see %q", c.dir, end, c.logPath())
 	}
 	if v.Error != "" {
 		return errors.New(v.Error)
@@ -78,49 +74,68 @@ func startBackground(cmd *cobra.Command, c *config, args []string) error {
 	for _, line := range v.Lines {
 		fmt.Fprintln(cmd.OutOrStdout(), line)
 	}
-	return server.Process.Release()
+	return supervisor.Process.Release()
 }
 
-// ready is the background server's end of the pipe.
-type ready struct{ pipe *os.File }
-
 // readyPipe is nil in a process that was not started by startBackground.
-func readyPipe() *ready {
+func readyPipe() *os.File {
 	fd, err := strconv.Atoi(os.Getenv(readyEnv))
 	if err != nil || fd < 3 {
 		return nil
 	}
-	// Credential helpers are not to have it.
+	// The server is not to have it.
 	unix.CloseOnExec(fd)
 	if os.Unsetenv(readyEnv) != nil {
 		return nil
 	}
-	return &ready{os.NewFile(uintptr(fd), "ready")}
+	return os.NewFile(uintptr(fd), "ready")
 }
 
-func (r *ready) report(v verdict) error {
+// send writes the verdict, and ends the pipe.
+func (v verdict) send(pipe *os.File) error {
 	text, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	_, err = r.pipe.Write(text)
-	return errors.Join(err, r.pipe.Close())
+	_, err = pipe.Write(text)
+	return errors.Join(err, pipe.Close())
 }
 
-// serve is the life of the background server. Its stderr is the log.
-func (r *ready) serve(c *config) error {
-	// The terminal's end is not the mount's.
-	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
-	if err := os.Chdir("/"); err != nil {
-		return err
-	}
+// superviseBackground is the life of the background supervisor. Its stderr is the
+// log.
+func superviseBackground(c *config, args []string, pipe *os.File) error {
+	s := &supervisor{c: c, args: args, stderr: os.Stderr, log: newLog(c.logLevel, os.Stderr)}
 	reported := false
-	err := serve(c, os.Stderr, func(lines []string) error {
+	err := s.run(func(lines []string) error {
 		reported = true
-		return r.report(verdict{Lines: lines})
+		return verdict{Lines: lines}.send(pipe)
 	})
 	if err != nil && !reported {
-		return errors.Join(err, r.report(verdict{Error: err.Error()}))
+		return errors.Join(err, verdict{Error: err.Error()}.send(pipe))
 	}
 	return err
+}
+
+// superviseForeground supervises in this process, and tells systemd when the mount
+// is ready.
+func superviseForeground(cmd *cobra.Command, c *config, args []string) error {
+	stderr := os.Stderr
+	if c.logFile != "" {
+		f, err := openLog(c.logFile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		stderr = f
+	}
+	s := &supervisor{c: c, args: args, stderr: stderr, loud: c.logFile == "", log: newLog(c.logLevel, stderr)}
+	return s.run(func(lines []string) error {
+		for _, line := range lines {
+			fmt.Fprintln(cmd.OutOrStdout(), line)
+		}
+		// Without systemd this does nothing, and a systemd that does not listen
+		// is no reason to give up a mount that works.
+		_, _ = daemon.SdNotify(true, daemon.SdNotifyReady)
+		return nil
+	})
 }

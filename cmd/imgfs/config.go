@@ -14,11 +14,14 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/fs"
 )
 
 // config is what mount is told, by flags and by imgfs.toml.
 type config struct {
 	dir    string // where to mount; absolute
+	cwd    string // what relative paths are relative to; "": the working directory
 	fsName string // the source in the mount table
 
 	cacheDir  string
@@ -126,6 +129,9 @@ func (c *config) absolute() error {
 		if *p == "" || p == &c.prefetch && c.profiles() == "" {
 			continue
 		}
+		if c.cwd != "" && !filepath.IsAbs(*p) {
+			*p = filepath.Join(c.cwd, *p)
+		}
 		abs, err := filepath.Abs(*p)
 		if err != nil {
 			return fmt.Errorf("path %q: %w", *p, err)
@@ -133,6 +139,11 @@ func (c *config) absolute() error {
 		*p = abs
 	}
 	return nil
+}
+
+// mountOptions are what the kernel is told of.
+func (c *config) mountOptions() fs.Options {
+	return fs.Options{AllowOther: c.allowOther, ExactModes: c.modes == "exact", Dev: c.dev, Suid: c.suid, FsName: c.fsName}
 }
 
 // profiles is the directory of profiles that --prefetch names, or "".

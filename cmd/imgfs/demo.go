@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,28 +27,28 @@ type demo struct {
 	server *http.Server
 	served chan error
 	host   string // "localhost:5055"
+	port   int
 }
 
-// startDemo makes the image and serves it until Close.
-func startDemo() (*demo, error) {
-	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(demoPort)))
-	if err != nil {
+// startDemo makes the image and serves it until Close, on the port where it was
+// before, so that what was pulled from there keeps its name. 0 is nowhere.
+func startDemo(before int) (*demo, error) {
+	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(cmp.Or(before, demoPort))))
+	if err != nil && before == 0 {
 		listener, err = net.Listen("tcp", "127.0.0.1:0")
 	}
 	if err != nil {
 		return nil, err
 	}
-	_, port, err := net.SplitHostPort(listener.Addr().String())
-	if err != nil {
-		return nil, errors.Join(err, listener.Close())
-	}
+	port := listener.Addr().(*net.TCPAddr).Port
 	quiet := log.New(io.Discard, "", 0)
 	d := &demo{
 		server: &http.Server{
 			Handler: registry.New(registry.Logger(quiet)), ErrorLog: quiet, ReadHeaderTimeout: 10 * time.Second,
 		},
 		served: make(chan error, 1),
-		host:   "localhost:" + port,
+		host:   fmt.Sprintf("localhost:%d", port),
+		port:   port,
 	}
 	go func() { d.served <- d.server.Serve(listener) }()
 	if err := d.fill(); err != nil {

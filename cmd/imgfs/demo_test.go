@@ -29,11 +29,11 @@ func demoPull(t *testing.T, d *demo, tag string) v1.Image {
 }
 
 func TestDemo(t *testing.T) {
-	d, err := startDemo()
+	d, err := startDemo(0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := startDemo() // the port is taken now, by d if by nobody else
+	second, err := startDemo(0) // the port is taken now, by d if by nobody else
 	if err != nil {
 		t.Fatal(err)
 	}

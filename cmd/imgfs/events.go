@@ -35,8 +35,8 @@ func newEvents() *cobra.Command {
 		Use:   "events [flags]",
 		Short: "Show what happens to the images, as it happens",
 		Long: `Show what happens to the images: pull, update, untag, tag, move, exchange, delete,
-dangling, drop, error. What has happened before is shown with --since; then come
-new events, until an interrupt, or --until. With --follow=false only what has
+dangling, drop, restart, error. What has happened before is shown with --since; then
+come new events, until an interrupt, or --until. With --follow=false only what has
 happened is shown.
 
 Times are RFC 3339 (2026-01-02T15:04:05Z), or durations before now (10m, 2h).
@@ -158,6 +158,9 @@ func (w *eventWatch) look() error {
 	var text []byte
 	if err == nil {
 		text, err = os.ReadFile(w.file)
+	}
+	if errors.Is(err, unix.ESTALE) {
+		return nil // another server has taken over; the file is there again
 	}
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTCONN) {

@@ -3,7 +3,8 @@
 // Every command but mount works on the mount itself: it reads and writes the
 // files there, with the system calls that ls, mkdir and a script would use, and
 // keeps no state of its own. One file holds one command; config.go and size.go
-// hold what mount is told, background.go how it leaves the terminal, mounts.go
+// hold what mount is told, background.go how it leaves the terminal, supervise.go
+// how it outlives its servers, child.go when one is dead, handover.go what a server has from it, mounts.go
 // how the other commands find the mount, and demo.go the registry of --demo.
 //
 // Exit status: 0 done, 1 it failed, 2 wrong usage.
@@ -34,6 +35,22 @@ type usageError struct{ err error }
 func (e *usageError) Error() string { return e.err.Error() }
 
 func (e *usageError) Unwrap() error { return e.err }
+
+// statusError is the end of a process with a certain exit status. Without an err
+// all has been said.
+type statusError struct {
+	code int
+	err  error
+}
+
+func (e *statusError) Error() string {
+	if e.err == nil {
+		return ""
+	}
+	return e.err.Error()
+}
+
+func (e *statusError) Unwrap() error { return e.err }
 
 func usagef(format string, args ...any) error {
 	return &usageError{fmt.Errorf(format, args...)}
@@ -85,7 +102,14 @@ func report(cmd *cobra.Command, err error, stderr io.Writer) int {
 		return exitOK
 	}
 	for line := range strings.SplitSeq(strings.TrimSpace(err.Error()), "\n") {
+		if line == "" {
+			continue
+		}
 		fmt.Fprintf(stderr, "%s: %s\n", cmd.CommandPath(), line)
+	}
+	var status *statusError
+	if errors.As(err, &status) {
+		return status.code
 	}
 	var usage *usageError
 	// Cobra has no type for an unknown subcommand of a command without a Run.
@@ -131,7 +155,7 @@ func newRoot(args []string) *cobra.Command {
 	root.SuggestionsMinimumDistance = 2
 	root.SetVersionTemplate("imgfs {{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
-	root.AddCommand(newMount(args), newUmount(), newPull(), newImages(), newVersion())
+	root.AddCommand(newMount(args), newUmount(), newRestart(), newPull(), newImages(), newVersion())
 	root.AddCommand(newRm(), newTag(), newPrune(), newDf(), newHistory(), newInspect(), newLayers())
 	root.AddCommand(newDiff(), newWhich(), newStatus(), newEvents(), newErrors(), newFsck(), newRecord(), newMan(), newBring())
 	root.SetHelpCommand(newHelp())

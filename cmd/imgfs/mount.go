@@ -19,6 +19,9 @@ The command returns when the mount answers; the server stays in the background,
 logs to imgfs.log in the cache directory, and ends with 'imgfs umount DIR'. With
 -f it stays in the foreground instead, and tells systemd when it is ready.
 
+A server that dies is replaced: who uses the mount waits for some milliseconds, and
+goes on. See 'imgfs restart'.
+
 Flags may be set in imgfs.toml too, under the same names, in /etc/imgfs and in
 $XDG_CONFIG_HOME/imgfs. The command line wins. From mount(8) and fstab they are
 options, when imgfs is linked as /sbin/mount.fuse.imgfs:
@@ -45,20 +48,30 @@ func newMount(args []string) *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, dir []string) error {
 			c.dir = dir[0]
-			if err := loadConfig(keys, cmd.Flags().Changed, configFiles()); err != nil {
+			given, err := takeHandover()
+			if err != nil {
 				return err
 			}
-			if err := errors.Join(c.check(), c.absolute()); err != nil {
+			if given != nil {
+				c.cwd = given.Dir
+			}
+			if err = loadConfig(keys, cmd.Flags().Changed, configFiles()); err == nil {
+				err = errors.Join(c.check(), c.absolute())
+			}
+			if given != nil {
+				return given.run(c, err)
+			}
+			if err != nil {
 				return err
 			}
-			if ready := readyPipe(); ready != nil {
-				return ready.serve(c)
+			if pipe := readyPipe(); pipe != nil {
+				return superviseBackground(c, args, pipe)
 			}
 			if err := checkPlace(cmd, c); err != nil {
 				return err
 			}
 			if c.foreground {
-				return serveForeground(cmd, c)
+				return superviseForeground(cmd, c, args)
 			}
 			return startBackground(cmd, c, args)
 		},
@@ -90,7 +103,7 @@ func checkPlace(cmd *cobra.Command, c *config) error {
 	ours, tableErr := mountAt(dir)
 	switch {
 	case tableErr == nil && ours != nil && errors.Is(err, unix.ENOTCONN):
-		return fmt.Errorf("%q: the server of the mount there has died; remove it with 'imgfs umount %s'", dir, dir)
+		return fmt.Errorf("%q: the mount there has lost its server and its supervisor; remove it with 'imgfs umount %s'", dir, dir)
 	case tableErr == nil && ours != nil:
 		return fmt.Errorf("%q: imgfs is mounted there already; unmount it with 'imgfs umount %s'", dir, dir)
 	case errors.Is(err, iofs.ErrNotExist):

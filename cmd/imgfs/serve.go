@@ -8,41 +8,43 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
-	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/imgfs/imgfs/fs"
 	"github.com/imgfs/imgfs/images"
 )
 
-// serve mounts as c says and answers until the mount is gone. It calls ready
-// once, when the mount answers, with lines for the user; if ready fails, nobody
-// waits for the mount and it is taken away.
-func serve(c *config, logTo io.Writer, ready func(lines []string) error) (err error) {
+// serve answers on the mount that h hands over, as c says, until it is gone. It
+// calls ready once, when the mount answers, with its verdict and the files
+// with the cache's locks; if ready fails, nobody waits for the mount and it is
+// taken away.
+func serve(c *config, h *handover, logTo io.Writer, ready func(verdict, []*os.File) error) (err error) {
 	log := newLog(c.logLevel, logTo)
 	if err := os.MkdirAll(c.cacheDir, 0o700); err != nil {
 		return fmt.Errorf("cache %q: %w", c.cacheDir, cause(err))
 	}
 	var lines []string
-	first := ""
+	first, port := "", 0
 	if c.demo {
-		registry, err := startDemo()
+		registry, err := startDemo(h.Port)
 		if err != nil {
 			return fmt.Errorf("demo: %w", err)
 		}
 		defer func() { err = errors.Join(err, registry.Close()) }()
-		lines = registry.hints(c.dir)
-		// Pulled at once, so that even the first listing shows something.
-		first = registry.repository() + "/latest"
+		lines, port = registry.hints(c.dir), registry.port
+		if !h.Again {
+			// Pulled at once, so that even the first listing shows something.
+			first = registry.repository() + "/latest"
+		}
 	}
 	if dir := c.profiles(); dir != "" {
 		if info, err := os.Stat(dir); err != nil || !info.IsDir() {
 			return fmt.Errorf("--prefetch %q: no directory of profiles", dir)
 		}
 	}
-	store, err := openStore(c, log)
+	store, err := openStore(c, h.Store, log)
 	if err != nil {
 		return err
 	}
@@ -52,7 +54,7 @@ func serve(c *config, logTo io.Writer, ready func(lines []string) error) (err er
 		}
 	}()
 
-	api, err := newAPI(c.dir, store, log)
+	api, err := newAPI(c.dir, h, store, log)
 	if err != nil {
 		return err
 	}
@@ -67,12 +69,11 @@ func serve(c *config, logTo io.Writer, ready func(lines []string) error) (err er
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM)
 	defer signal.Stop(signals)
 
-	server, err := fs.Mount(c.dir, store, fs.Options{
-		Pull: c.pull, AllowOther: c.allowOther, Dev: c.dev, Suid: c.suid,
-		ExactModes: c.modes == "exact",
-		Du:         c.du, FsName: c.fsName, Log: log,
-		Socket: api.socket, Metrics: api.metrics.write,
-	})
+	o := c.mountOptions()
+	o.Pull, o.Du, o.Log = c.pull, c.du, log
+	o.Socket, o.Metrics = api.socket, api.metrics.write
+	o.Device, o.Supervisor, o.Restarts, o.LastEnd = h.device, h.Supervisor, h.Restarts, h.LastEnd
+	server, err := fs.Mount(c.dir, store, o)
 	if err != nil {
 		return explain(err)
 	}
@@ -83,7 +84,7 @@ func serve(c *config, logTo io.Writer, ready func(lines []string) error) (err er
 			log.Warn("demo: pull", "image", first, "err", err)
 		}
 	}
-	if err := ready(lines); err != nil {
+	if err := ready(verdict{Lines: lines, Port: port, Store: store.ID()}, store.Locks()); err != nil {
 		if busy := server.Unmount(); busy != nil {
 			return errors.Join(err, fmt.Errorf("%q: %w: %w", c.dir, errServing, busy))
 		}
@@ -96,6 +97,10 @@ func serve(c *config, logTo io.Writer, ready func(lines []string) error) (err er
 	return err
 }
 
+// sameSignal is how long after a signal another one means the same: systemd sends
+// it to supervisor and server, and the supervisor passes it on.
+const sameSignal = 500 * time.Millisecond
+
 // errServing reports that the server ends while requests may still come. All
 // that must outlive it is durable by then.
 var errServing = errors.New("stopped while it was in use")
@@ -104,17 +109,21 @@ var errServing = errors.New("stopped while it was in use")
 // that is busy is detached, so that its path is free at once while those who are
 // in it go on. A second signal ends the server under them.
 func untilUnmounted(dir string, server *fs.Server, served <-chan error, signals <-chan os.Signal, log *slog.Logger) error {
-	stopping := false
+	var stopping time.Time
 	for {
 		select {
 		case err := <-served:
 			return err
 		case sig := <-signals:
 			log.Info("stopping", "signal", sig.String())
-			if stopping {
+			switch {
+			case stopping.IsZero():
+			case time.Since(stopping) < sameSignal:
+				continue
+			default:
 				return fmt.Errorf("%q: %w", dir, errServing)
 			}
-			stopping = true
+			stopping = time.Now()
 			err := server.Unmount()
 			if err == nil {
 				continue
@@ -129,19 +138,28 @@ func untilUnmounted(dir string, server *fs.Server, served <-chan error, signals 
 	}
 }
 
-// openStore opens the cache and what is in it.
-func openStore(c *config, log *slog.Logger) (*images.Store, error) {
+// lockTime is how long a server waits for the cache's lock that has died before it.
+const lockTime = 5 * time.Second
+
+// openStore opens the cache and what is in it. A server that follows another waits
+// until the kernel has given back that one's lock.
+func openStore(c *config, resume string, log *slog.Logger) (*images.Store, error) {
 	limit, err := c.cacheBytes()
 	if err != nil {
 		return nil, err
 	}
-	store, err := images.Open(images.Options{
+	o := images.Options{
 		Dir: c.cacheDir, CacheSize: limit, Platform: c.platform, CertsDir: c.certsDir,
 		Insecure: c.insecure, Allow: c.allow, Deny: c.deny,
 		Timeout: c.timeout, Strict: c.verify == "strict",
 		Prefetch: c.prefetch != "off", Profiles: c.profiles(),
-		UserAgent: "imgfs/" + release, Log: log,
-	})
+		UserAgent: "imgfs/" + release, Log: log, Resume: resume,
+	}
+	store, err := images.Open(o)
+	for end := time.Now().Add(lockTime); resume != "" && errors.Is(err, images.ErrInUse) && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+		store, err = images.Open(o)
+	}
 	if errors.Is(err, images.ErrInUse) {
 		return nil, fmt.Errorf("%w by another imgfs; unmount that, or choose another --cache-dir", err)
 	}
@@ -176,26 +194,4 @@ func openLog(file string) (*os.File, error) {
 		return nil, fmt.Errorf("log %q: %w", file, cause(err))
 	}
 	return f, nil
-}
-
-// serveForeground serves in this process, and tells systemd when it is ready.
-func serveForeground(cmd *cobra.Command, c *config) error {
-	logTo := cmd.ErrOrStderr()
-	if c.logFile != "" {
-		f, err := openLog(c.logFile)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		logTo = f
-	}
-	return serve(c, logTo, func(lines []string) error {
-		for _, line := range lines {
-			fmt.Fprintln(cmd.OutOrStdout(), line)
-		}
-		// Without systemd this does nothing, and a systemd that does not listen
-		// is no reason to give up a mount that works.
-		_, _ = daemon.SdNotify(true, daemon.SdNotifyReady)
-		return nil
-	})
 }

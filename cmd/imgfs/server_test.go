@@ -37,7 +37,7 @@ func serveDemo(t *testing.T) *config {
 	c.dir, c.cacheDir, c.demo, c.pull, c.logLevel = t.TempDir(), t.TempDir(), true, "never", "error"
 	up, served := make(chan bool, 1), make(chan error, 1)
 	go func() {
-		served <- serve(c, t.Output(), func([]string) error { up <- true; return nil })
+		served <- serve(c, &handover{}, t.Output(), func(verdict, []*os.File) error { up <- true; return nil })
 	}()
 	select {
 	case <-up:

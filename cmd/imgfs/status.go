@@ -35,10 +35,13 @@ type mountStatus struct {
 
 // mountStats are what of .imgfs/stats.json is shown.
 type mountStats struct {
-	PID      int              `json:"pid"`
-	Started  time.Time        `json:"started"`
-	Fuse     map[string]int64 `json:"fuse"`
-	Registry struct {
+	PID        int              `json:"pid"`
+	Supervisor int              `json:"supervisor"`
+	Restarts   int              `json:"restarts"`
+	LastEnd    string           `json:"lastEnd,omitempty"` // of the server before
+	Started    time.Time        `json:"started"`
+	Fuse       map[string]int64 `json:"fuse"`
+	Registry   struct {
 		Requests int64 `json:"requests"`
 		Bytes    int64 `json:"bytes"`
 		Retries  int64 `json:"retries"`
@@ -72,7 +75,7 @@ status is 1 when a mount is dead, does not answer or is not healthy, and when th
 is none.
 
 --format takes json, or a Go template with the fields .Mount .Health .Alive .PID
-.Version .Uptime .Started .Images .Cache .Registry .Fuse .Errors .CacheDir
+.Supervisor .Restarts .LastEnd .Version .Uptime .Started .Images .Cache .Registry .Fuse .Errors .CacheDir
 .LastError.`,
 		Example: `  imgfs status
   imgfs status --format '{{.Mount}} {{.Health}} {{.PID}}'`,
@@ -95,8 +98,11 @@ is none.
 				}
 				if s.Health != healthy {
 					hint := ""
-					if s.Health == deadHealth {
+					switch s.Health {
+					case deadHealth:
 						hint = fmt.Sprintf("; 'imgfs umount %s', then mount it again", dir)
+					case crashedHealth, silentHealth:
+						hint = fmt.Sprintf("; see its log, and try 'imgfs restart %s'", dir)
 					}
 					failed = errors.Join(failed, fmt.Errorf("mount %q: %s%s", dir, s.Health, hint))
 				}
@@ -133,8 +139,9 @@ func chosenMounts(cmd *cobra.Command) ([]string, error) {
 
 // What status says of a mount's health when it cannot say for itself.
 const (
-	deadHealth   = "dead"
-	silentHealth = "not answering"
+	deadHealth    = "dead"
+	crashedHealth = "its servers crash one after the other"
+	silentHealth  = "not answering"
 )
 
 // statusOf asks the mount on dir. It waits for an answer for askTimeout at most:
@@ -157,6 +164,9 @@ func askStatus(dir string) mountStatus {
 		s.Health = cause(err).Error()
 		if errors.Is(err, unix.ENOTCONN) {
 			s.Health = deadHealth
+		}
+		if errors.Is(err, unix.EIO) {
+			s.Health = crashedHealth
 		}
 		return s
 	}
@@ -207,6 +217,9 @@ func printStatus(w io.Writer, s mountStatus) error {
 		server += ", imgfs " + s.Version
 	}
 	fmt.Fprintf(out, "  Server:\t%s\n", server)
+	if s.Restarts > 0 {
+		fmt.Fprintf(out, "  Restarts:\t%d, the last one after: %s\n", s.Restarts, oneLine(s.LastEnd))
+	}
 	images := fmt.Sprintf("%d tagged, %d dangling, %s", s.Images.Tagged, s.Images.Dangling, humanSize(s.Images.Expanded))
 	fmt.Fprintf(out, "  Images:\t%s\n", images)
 	layers := fmt.Sprintf("%d in use, %d idle", s.Images.Layers, s.Images.Idle)

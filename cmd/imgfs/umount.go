@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -26,13 +25,7 @@ named.`,
 		Example: "  imgfs umount /mnt/images",
 		Args:    takes(1, 1, "DIR"),
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
-			var dirs []cobra.Completion
-			if mounts, err := allMounts(); err == nil {
-				for _, m := range mounts {
-					dirs = append(dirs, m.Mountpoint)
-				}
-			}
-			return dirs, cobra.ShellCompDirectiveNoFileComp
+			return mountpoints(), cobra.ShellCompDirectiveNoFileComp
 		},
 		RunE: func(_ *cobra.Command, args []string) error { return umount(args[0]) },
 	}
@@ -46,10 +39,12 @@ func umount(dir string) error {
 	if at == nil {
 		return fmt.Errorf("%q: imgfs is not mounted there", dir)
 	}
-	server, answers := serverOf(at.Mountpoint)
-	if server >= 0 {
-		defer unix.Close(server)
-	}
+	ends, answers := pidfdsOf(at)
+	defer func() {
+		for _, fd := range ends {
+			unix.Close(fd)
+		}
+	}()
 	if !answers && orphaned(at) {
 		// A thread of a server that was killed may wait in the kernel for a lock
 		// that somebody holds who waits for the server. Only ending the connection
@@ -60,13 +55,21 @@ func umount(dir string) error {
 		}
 	}
 	err = unmount(at.Mountpoint, 0)
+	if errors.Is(err, unix.EBUSY) && !answers {
+		return fmt.Errorf("%q: its server does not answer; have it replaced by 'imgfs restart %s', then unmount", at.Mountpoint, at.Mountpoint)
+	}
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("%q: busy: %s", at.Mountpoint, busyText(at.Mountpoint))
 	}
 	if err != nil {
 		return fmt.Errorf("%q: %w", at.Mountpoint, err)
 	}
-	return waitEnd(server)
+	for _, fd := range ends {
+		if err := waitEnd(fd); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 const (
@@ -74,59 +77,73 @@ const (
 	endTimeout = 60 * time.Second // for the server to end, once unmounted
 )
 
-// serverOf is a pidfd of the process that serves the mount on dir, or -1: a
-// server that is dead, hangs, or lives in another PID namespace. answers is false
-// when reading the mount neither worked nor failed in time.
-func serverOf(dir string) (pidfd int, answers bool) {
-	answer := make(chan int, 1)
-	// Left behind if the server hangs: this process ends soon, and the read with it.
-	go func() {
-		var stats struct {
-			PID int `json:"pid"`
-		}
-		text, err := os.ReadFile(filepath.Join(dir, control, "stats.json"))
-		if err != nil || json.Unmarshal(text, &stats) != nil {
-			stats.PID = 0
-		}
-		answer <- stats.PID
-	}()
-	select {
-	case pid := <-answer:
-		if pid <= 1 {
-			return -1, true
-		}
-		fd, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
-			return -1, true
-		}
-		return fd, true
-	case <-time.After(askTimeout):
-		return -1, false
+// pidfdsOf are pidfds of the processes of a mount, as far as they live and can be
+// found. answers is false when reading the mount neither worked nor failed in
+// time.
+func pidfdsOf(at *mountinfo.Info) (fds []int, answers bool) {
+	p, err := processesOf(at.Mountpoint)
+	pids := []int{p.PID, p.Supervisor}
+	if err != nil {
+		supervisor, _ := supervisorOf(at)
+		pids = []int{supervisor}
 	}
+	for _, pid := range pids {
+		if pid <= 1 {
+			continue
+		}
+		if fd, err := unix.PidfdOpen(pid, 0); err == nil { // else it is in another PID namespace
+			fds = append(fds, fd)
+		}
+	}
+	return fds, !errors.Is(err, errSilent)
 }
 
 // orphaned reports whether no process that lives serves the mount. It is false
-// where that cannot be told: not root, a container, a kernel that does not tell
-// whose connection a descriptor is.
+// where that cannot be told.
 func orphaned(at *mountinfo.Info) bool {
+	holders, sure := holdersOf(at)
+	return sure && len(holders) == 0
+}
+
+// holdersOf are the processes that have the /dev/fuse of a mount open. sure is
+// false where there may be others: not root, a container, a kernel that does not
+// tell whose connection a descriptor is.
+func holdersOf(at *mountinfo.Info) (pids map[int]bool, sure bool) {
+	pids = map[int]bool{}
 	const first = "pid:[4026531836]" // PROC_PID_INIT_INO: from it all processes are seen
-	if space, err := os.Readlink("/proc/self/ns/pid"); err != nil || space != first || os.Geteuid() != 0 {
-		return false
-	}
+	space, err := os.Readlink("/proc/self/ns/pid")
+	sure = err == nil && space == first && os.Geteuid() == 0
 	fds, err := filepath.Glob("/proc/[0-9]*/fd/*")
 	if err != nil || len(fds) == 0 {
-		return false
+		return pids, false
 	}
 	for _, fd := range fds {
 		if target, err := os.Readlink(fd); err != nil || target != "/dev/fuse" {
 			continue
 		}
 		dir, number := filepath.Split(fd)
-		if n, told := fuseConnection(filepath.Join(dir, "../fdinfo", number)); !told || n == at.Minor {
-			return false
+		n, told := fuseConnection(filepath.Join(dir, "../fdinfo", number))
+		sure = sure && told
+		if pid, err := strconv.Atoi(strings.Split(fd, "/")[2]); err == nil && told && n == at.Minor {
+			pids[pid] = true
 		}
 	}
-	return true
+	return pids, sure
+}
+
+// parentPID is the parent of a process, 0 if it cannot be told.
+func parentPID(pid int) int {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(text)) {
+		if v, is := strings.CutPrefix(line, "PPid:"); is {
+			parent, _ := strconv.Atoi(strings.TrimSpace(v))
+			return parent
+		}
+	}
+	return 0
 }
 
 // fuseConnection is the connection of an open /dev/fuse, which is the minor
@@ -145,11 +162,8 @@ func fuseConnection(fdinfo string) (n int, ok bool) {
 	return 0, false
 }
 
-// waitEnd waits for the end of the process behind a pidfd; -1 is over already.
+// waitEnd waits for the end of the process behind a pidfd.
 func waitEnd(pidfd int) error {
-	if pidfd < 0 {
-		return nil
-	}
 	deadline := time.Now().Add(endTimeout)
 	for {
 		left := time.Until(deadline)
