@@ -148,7 +148,7 @@ func (s *namespace) rmdir(dir images.Ino, name string, again bool) fuse.Status {
 			return fuse.Status(errnoOf(errNotEmpty))
 		}
 	}
-	if !s.made[p] {
+	if !s.made[p] && !again {
 		return fuse.ENOENT
 	}
 	delete(s.made, p)

@@ -15,8 +15,8 @@ import (
 // not decide what the ID shows.
 
 // Shown returns the manifest that the image ID id stands for, and its names. Several
-// manifests may claim an ID: those whose layers are compared with their diffIDs go
-// first, and of these the ones with names. The error is fs.ErrNotExist when no image
+// manifests may claim an ID: those whose layers were compared with their diffIDs
+// go first, and of these the ones with names. The error is fs.ErrNotExist when no image
 // here has the ID, and also ErrAmbiguous when it cannot be told which is right.
 func (s *Store) Shown(id v1.Hash) (manifest v1.Hash, names []Name, err error) {
 	err = s.cat.read(func(t *txn) error {
@@ -39,7 +39,7 @@ func (s *Store) Shown(id v1.Hash) (manifest v1.Hash, names []Name, err error) {
 
 // claimed returns which of images, which all say that their first depth layers (all
 // layers when 0) have the ID id, is to be shown for it: the first, when these are the
-// same layers; else the first whose layers are compared with their diffIDs. The error
+// same layers; else the first whose layers were compared with their diffIDs. The error
 // is ErrAmbiguous, and fs.ErrNotExist, when there is none.
 func (t *txn) claimed(id v1.Hash, images []v1.Hash, depth int) (v1.Hash, error) {
 	if len(images) == 1 {
@@ -61,8 +61,14 @@ func (t *txn) claimed(id v1.Hash, images []v1.Hash, depth int) (v1.Hash, error) 
 			first = layers
 		}
 		agreed = agreed && sameLayers(first, layers)
-		if proven == (v1.Hash{}) && compared(layers) {
-			proven = digest
+		if proven == (v1.Hash{}) {
+			ok, err := t.compared(layers)
+			if err != nil {
+				return v1.Hash{}, err
+			}
+			if ok {
+				proven = digest
+			}
 		}
 		if !agreed && proven != (v1.Hash{}) {
 			return proven, nil
@@ -87,13 +93,14 @@ func sameLayers(a, b []imageLayer) bool {
 	return true
 }
 
-// compared reports whether all of the layers are compared with their diffIDs, when
-// they come.
-func compared(layers []imageLayer) bool {
+// compared reports whether all of the layers have been compared with their diffIDs:
+// they were streamed, to the end.
+func (t *txn) compared(layers []imageLayer) (bool, error) {
 	for i := range layers {
-		if tocWord(layers[i].Desc) != "" {
-			return false
+		rec, ok, err := t.layer(layers[i].Key)
+		if err != nil || !ok || rec.Sizes == nil || tocWord(layers[i].Desc) != "" {
+			return false, err
 		}
 	}
-	return true
+	return true, nil
 }

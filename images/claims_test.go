@@ -60,6 +60,15 @@ func TestClaims(t *testing.T) {
 
 	// An image whose layers are compared with the ID.
 	keep(t, s.cat, Name{"zgood", "1"}, good)
+	_, _, err = s.Manifest(Name{ChainsDir, chain.Hex})
+	wantErr(t, "Manifest of a chain whose layers have not come yet", err, ErrAmbiguous)
+	sizes := map[v1.Hash]layerSizes{}
+	for _, l := range good.image.Layers {
+		sizes[l.Desc.Digest] = layerSizes{1, 512}
+	}
+	if err := s.cat.setSizes(sizes); err != nil {
+		t.Fatal(err)
+	}
 	if got := shown(Name{ChainsDir, chain.Hex}); got != good.digest {
 		t.Errorf("the chain shows %s, want %s", got, good.digest)
 	}

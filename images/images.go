@@ -86,6 +86,7 @@ type Store struct {
 	arriving map[*unionfs.Builder]bool
 	spare    map[v1.Hash]bool // keys of layers that only dangling images have
 	untold   []Event          // from before anybody watched
+	begun    []*layer         // what a server that died has shown unproved; until somebody watches
 	rebuilt  error            // what Open did about a damaged catalogue, until Check has reported it
 }
 
@@ -129,7 +130,7 @@ func Open(o Options) (*Store, error) {
 		return nil, err
 	}
 	cat.log = o.Log
-	id, err := cat.identity()
+	id, err := cat.identity(o.Resume == "")
 	if err == nil && o.Resume != "" && o.Resume != id {
 		err = errOtherNumbers
 	}
@@ -166,6 +167,7 @@ func Open(o Options) (*Store, error) {
 	}
 	cat.applied = s.catalogApplied
 	if o.Resume != "" {
+		s.resumePasses()
 		return s, nil
 	}
 	if err := s.dropNodes(); err != nil { // they stay, and count
@@ -206,12 +208,13 @@ func (s *Store) Close() error {
 func (s *Store) Watch(f func(Event)) {
 	s.mu.Lock()
 	s.watch = f
-	untold := s.untold
-	s.untold = nil
+	untold, begun := s.untold, s.begun
+	s.untold, s.begun = nil, nil
 	s.mu.Unlock()
 	for _, e := range untold {
 		f(e)
 	}
+	s.provePasses(begun)
 }
 
 func (s *Store) tell(e Event) {

@@ -27,6 +27,7 @@ type layer struct {
 	rec   layerRecord
 	from  *sources
 	wrong atomic.Bool // a pass has brought what the layer is not
+	shown atomic.Bool // by a server that died before its pass had matched
 
 	dropMu  sync.Mutex // held while files of it are removed or put back; before Store.mu
 	dropped bool       // no image used it, and what this disk had of it was removed; dropMu
@@ -275,7 +276,7 @@ func (l *layer) stream(why string) (*layerState, error) {
 		b.Close()
 		return nil, err
 	}
-	st := &layerState{builder: b, pack: pack, settled: make(chan struct{}), strict: l.s.o.Strict || l.wrong.Load()}
+	st := &layerState{builder: b, pack: pack, settled: make(chan struct{}), strict: l.s.o.Strict || l.wrong.Load() || l.shown.Load()}
 	l.s.mu.Lock()
 	l.s.arriving[b] = true
 	l.s.mu.Unlock()
@@ -300,13 +301,20 @@ func (l *layer) finish(st *layerState, pack *cache.Pack) {
 		l.wrong.Store(l.wrong.Load() || errors.Is(st.err, fetch.ErrDigest))
 		l.state.CompareAndSwap(st, nil)
 	}
-	if (st.err != nil || st.replaced > 0) && l.s.ctx.Err() == nil {
+	shown := l.shown.Load()
+	if (st.err != nil || st.replaced > 0 || shown) && l.s.ctx.Err() == nil {
+		if shown {
+			l.s.dropUnopened(l)
+		}
 		l.s.dropLayer(l, st.err)
-		if st.err != nil && st.files > 0 {
+		if (st.err != nil || shown) && st.files > 0 {
 			// Who has a file open keeps its inode, and with it bytes of which
 			// nobody knows whether they are the layer's.
 			l.s.tell(Event{Files: Range{fileIno(l.rec.Seq, 0), fileIno(l.rec.Seq, st.files-1)}})
 		}
+	}
+	if st.err == nil {
+		l.shown.Store(false)
 	}
 }
 

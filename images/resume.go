@@ -5,6 +5,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/imgfs/imgfs/cache"
 )
 
 // A store can be opened after a crash while the kernel still holds the inode
@@ -15,20 +20,21 @@ import (
 // files, or none.
 var errOtherNumbers = errors.New("images: the catalogue is another one than when this was mounted, or was made again: unmount, and mount again")
 
-// ID names the catalogue, from when it was made to when it is lost: what of its
+// ID names the catalogue as one mount has it, over all servers of that: what of its
 // numbers the kernel holds means nothing in another.
 func (s *Store) ID() string { return s.id }
 
 // idKey is the key of the catalogue's ID.
 var idKey = []byte("id")
 
-// identity is the catalogue's ID, which it gets when it has none.
-func (c *catalog) identity() (id string, err error) {
+// identity is the catalogue's ID. It gets another one for a new mount, which does not
+// keep what the kernel holds of an older one.
+func (c *catalog) identity(fresh bool) (id string, err error) {
 	read := func(t *txn) error {
 		id = string(t.Bucket(bucketMeta).Get(idKey))
 		return nil
 	}
-	if err := c.read(read); err != nil || id != "" {
+	if err := c.read(read); err != nil || !fresh {
 		return id, err
 	}
 	id = rand.Text()
@@ -81,4 +87,79 @@ func (c *catalog) forgetRequests() error {
 		return meta.Delete(onceKey)
 	})
 	return err
+}
+
+// maxResumed is how many passes are gone on with at once.
+const maxResumed = 4
+
+// resumePasses finds the passes that a server has not ended which died. What they had
+// brought may have been read, and the kernel keeps it, but nobody knows any more that
+// it was to be proved: so it is proved now, nothing more is shown before that, and
+// the kernel forgets what it has.
+func (s *Store) resumePasses() {
+	recs, err := s.cat.layersHere()
+	if err != nil {
+		s.log.Error("what a server that died has shown cannot be proved", "err", err)
+		return
+	}
+	packs := map[v1.Hash]bool{}
+	for _, h := range s.cache.PackNames() {
+		packs[h] = true
+	}
+	var begun []*layer
+	for _, rec := range recs {
+		if !packs[rec.Key] || s.cache.Has(cache.Index, rec.Key) {
+			continue
+		}
+		if l, err := s.layer(rec.Seq); err == nil {
+			l.shown.Store(true)
+			begun = append(begun, l)
+		}
+	}
+	s.begun = begun
+}
+
+// provePasses is resumePasses once somebody watches: the kernel must hear of it.
+func (s *Store) provePasses(begun []*layer) {
+	if len(begun) == 0 {
+		return
+	}
+	s.log.Info("going on with layers that were on their way", "layers", len(begun))
+	s.tasks.Go(func() {
+		var g errgroup.Group
+		g.SetLimit(maxResumed)
+		for _, l := range begun {
+			g.Go(func() error {
+				st, err := l.open(s.ctx)
+				if err != nil || st.settled == nil {
+					return nil // it tells itself what is wrong, at its next use too
+				}
+				select {
+				case <-st.settled:
+				case <-s.ctx.Done():
+				}
+				return nil
+			})
+		}
+		g.Wait()
+	})
+}
+
+// dropUnopened has the kernel forget the names of images that have the layer and
+// were not opened since this server began.
+func (s *Store) dropUnopened(l *layer) {
+	var names []Name
+	err := s.cat.read(func(t *txn) error {
+		images, err := t.manifests(bucketUsers, seqKey(uint64(l.rec.Seq)))
+		for _, digest := range images {
+			names = append(names, t.namesOf(digest)...)
+		}
+		return err
+	})
+	if err != nil {
+		s.log.Error("the kernel is not told of a layer that was proved", "layer", l.rec.Desc.Digest.String(), "err", err)
+	}
+	for _, n := range names {
+		s.tell(Event{Name: n, Drop: true})
+	}
 }

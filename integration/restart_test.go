@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sys/unix"
 )
 
@@ -457,5 +460,63 @@ func TestUnmountInEveryState(t *testing.T) {
 			m.start() // the cache is free
 			m.stop()
 		})
+	}
+}
+
+// TestKilledWhileUnproved has a registry give wrong bytes of a layer that is streamed,
+// and kills the server before it can know: the next one proves the layer, and what
+// the kernel has kept of the wrong bytes is seen by nobody any more.
+func TestKilledWhileUnproved(t *testing.T) {
+	r := startRegistry(t)
+	m := startMount(t)
+	first, last := noiseOf(1, 300<<10), noiseOf(2, 4<<20)
+	archive := tarball(t, file("f", string(first)), file("rest", string(last)))
+	layer := bytesBlob(types.OCILayer, gzipped(archive), archive)
+	img, err := newImage(layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pushImage(t, backend.start(t)+"/unproved:v1", img)
+	lied := tarball(t, file("f", string(flip(first))), file("rest", string(last)))
+	bad := gzipped(lied)
+	stalled := make(chan struct{})
+	r.broken.Store(&broken{path: "/blobs/" + layer.Hash.String(), fault: &fault{serve: func(w http.ResponseWriter, req *http.Request, _ http.Handler) {
+		w.Header().Set("Content-Length", fmt.Sprint(layer.Length))
+		w.Write(bad[:2<<20])
+		http.NewResponseController(w).Flush()
+		select {
+		case <-stalled:
+		case <-req.Context().Done():
+		}
+		panic(http.ErrAbortHandler)
+	}}})
+	root := m.path(r.host, "unproved/v1")
+	f, err := os.Open(root + "/f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	got := make([]byte, len(first))
+	if _, err := io.ReadFull(f, got); err != nil || !bytes.Equal(got, flip(first)) {
+		t.Fatalf("before the layer is proved: %v; want the registry's wrong bytes, which nobody knows to be wrong", err)
+	}
+	server, _ := m.processes()
+	m.signal(server, unix.SIGKILL)
+	r.broken.Store(nil)
+	close(stalled)
+	m.answers()
+	within(t, time.Minute, "the right bytes", func() error {
+		for {
+			if _, err := f.ReadAt(got, 0); err != nil {
+				return err
+			}
+			if bytes.Equal(got, first) {
+				return nil
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	})
+	if got, err := os.ReadFile(root + "/f"); err != nil || !bytes.Equal(got, first) {
+		t.Errorf("opened anew: %v, right bytes: %v", err, bytes.Equal(got, first))
 	}
 }

@@ -80,7 +80,12 @@ func (a *api) listen(c *config) error {
 	if c.http == "" {
 		return nil
 	}
-	return a.serveTCP(c.http)
+	err := a.serveTCP(c.http)
+	if err != nil && a.given.Again { // a server that cannot die yet has the port still
+		a.log.Warn("no metrics by HTTP until the next restart", "err", err)
+		return nil
+	}
+	return err
 }
 
 // serveSocket answers on the socket. A socket that is there already is that of a

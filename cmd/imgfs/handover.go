@@ -27,9 +27,11 @@ type handover struct {
 	Supervisor int        `json:"supervisor"`
 	Restarts   int        `json:"restarts"`
 	LastEnd    string     `json:"lastEnd"`
-	Quiet      bool       `json:"quiet"` // the supervisor says at the same place why there is no mount
-	Store      string     `json:"store"` // images.Options.Resume
-	Port       int        `json:"port"`  // where the demo's registry was before; 0: nowhere
+	Quiet      bool       `json:"quiet"`      // the supervisor says at the same place why there is no mount
+	Store      string     `json:"store"`      // images.Options.Resume
+	Port       int        `json:"port"`       // where the demo's registry was before; 0: nowhere
+	AllowOther bool       `json:"allowOther"` // what the kernel was told, whatever a configuration says now
+	ExactModes bool       `json:"exactModes"`
 }
 
 // Descriptors of a server.

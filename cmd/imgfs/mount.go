@@ -117,9 +117,14 @@ func checkPlace(cmd *cobra.Command, c *config) error {
 	}
 	// A server that opens its own files through its own mount asks itself, and
 	// waits for ever.
-	for flag, path := range map[string]string{"cache-dir": c.cacheDir, "log-file": c.logFile, "certs-dir": c.certsDir} {
+	for flag, path := range map[string]string{"cache-dir": c.cacheDir, "log-file": c.logFile, "certs-dir": c.certsDir, "prefetch": c.profiles()} {
 		if path != "" && isBelow(path, dir) {
 			return fmt.Errorf("%q: --%s %q would be hidden by the mount; choose a place outside of it", dir, flag, path)
+		}
+	}
+	for _, path := range configFiles() {
+		if isBelow(path, dir) {
+			return fmt.Errorf("%q: the configuration %q would be hidden by the mount; choose a place outside of it", dir, path)
 		}
 	}
 	if err := checkDevice(); err != nil {

@@ -92,8 +92,8 @@ func restart(ctx context.Context, dir string) (processes, error) {
 		if supervisor == 0 {
 			return processes{}, fmt.Errorf("%q: %w; and no supervisor of it is seen from here: 'imgfs umount %s', then mount it again", dir, asked, dir)
 		}
-		if err := unix.Kill(supervisor, unix.SIGHUP); err != nil {
-			return processes{}, fmt.Errorf("%q: its supervisor (pid %d): %w", dir, supervisor, err)
+		if err := signalHolder(at, supervisor, unix.SIGUSR1); err != nil {
+			return processes{}, fmt.Errorf("%q: its supervisor (pid %d): %w; 'imgfs umount %s', then mount it again", dir, supervisor, err, dir)
 		}
 	}
 	for end := time.Now().Add(restartTime); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
@@ -102,6 +102,24 @@ func restart(ctx context.Context, dir string) (processes, error) {
 		}
 	}
 	return processes{}, fmt.Errorf("%q: no other server answers within %v; see its log", dir, restartTime)
+}
+
+// signalHolder sends a signal to a process, if that is one which has the mount's
+// /dev/fuse open: the number is what the mount says, and may be of another PID
+// namespace, or a lie.
+func signalHolder(at *mountinfo.Info, pid int, sig unix.Signal) error {
+	if pid <= 1 {
+		return unix.ESRCH
+	}
+	fd, err := unix.PidfdOpen(pid, 0) // from here on it is this process, whatever becomes of the number
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if holders, _ := holdersOf(at); !holders[pid] {
+		return errors.New("no process of this mount")
+	}
+	return unix.PidfdSendSignal(fd, sig, nil, 0)
 }
 
 // askRestart asks the server itself.

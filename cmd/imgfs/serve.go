@@ -29,11 +29,16 @@ func serve(c *config, h *handover, logTo io.Writer, ready func(verdict, []*os.Fi
 	first, port := "", 0
 	if c.demo {
 		registry, err := startDemo(h.Port)
-		if err != nil {
+		switch {
+		case err != nil && h.Again: // a server that cannot die yet has the port still
+			log.Warn("demo: no registry", "err", err)
+			port = h.Port
+		case err != nil:
 			return fmt.Errorf("demo: %w", err)
+		default:
+			defer func() { err = errors.Join(err, registry.Close()) }()
+			lines, port = registry.hints(c.dir), registry.port
 		}
-		defer func() { err = errors.Join(err, registry.Close()) }()
-		lines, port = registry.hints(c.dir), registry.port
 		if !h.Again {
 			// Pulled at once, so that even the first listing shows something.
 			first = registry.repository() + "/latest"
@@ -70,6 +75,7 @@ func serve(c *config, h *handover, logTo io.Writer, ready func(verdict, []*os.Fi
 	defer signal.Stop(signals)
 
 	o := c.mountOptions()
+	o.AllowOther, o.ExactModes = h.AllowOther, h.ExactModes
 	o.Pull, o.Du, o.Log = c.pull, c.du, log
 	o.Socket, o.Metrics = api.socket, api.metrics.write
 	o.Device, o.Supervisor, o.Restarts, o.LastEnd = h.device, h.Supervisor, h.Restarts, h.LastEnd

@@ -34,10 +34,11 @@ type supervisor struct {
 	loud   bool     // it is also where this process prints its error
 	log    *slog.Logger
 
-	device   *fs.Device
-	signals  chan os.Signal
-	stopping bool // somebody asked for the end
-	failed   bool // the last server has never answered
+	device    *fs.Device
+	signals   chan os.Signal
+	stopping  bool // somebody asked for the end
+	announced bool // that the mount answers, to who started this process
+	failed    bool // the last server has never answered
 
 	crashes  []time.Time // in the last crashWindow
 	refused  bool        // there were too many, and no server has lived for crashWindow since
@@ -59,7 +60,7 @@ const (
 	startTime = 2 * time.Minute
 	// dyingTime is how often to look whether the server has begun to die.
 	dyingTime = 250 * time.Millisecond
-	goneTime  = 15 * time.Second       // that a server has to end in, once unmounted
+	goneTime  = 2 * endTimeout         // that a server has to end in, once unmounted
 	firstWait = 100 * time.Millisecond // after the second crash; then twice that for each
 )
 
@@ -85,12 +86,19 @@ func (s *supervisor) run(ready func(lines []string) error) error {
 			return err
 		}
 	}
-	if s.binary, err = os.Executable(); err != nil {
+	// What is below the mount can be asked for only while there is a server.
+	if s.binary, err = os.Executable(); err != nil || isBelow(s.binary, s.c.dir) {
 		s.binary = self
 	}
+	_ = os.WriteFile("/proc/self/comm", []byte("imgfs"), 0) // it was started as "exe"
 	s.signals = make(chan os.Signal, 4)
 	signal.Ignore(unix.SIGPIPE)
-	signal.Notify(s.signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	signal.Notify(s.signals, unix.SIGINT, unix.SIGTERM, restartSignal)
+	if s.c.foreground && !signal.Ignored(unix.SIGHUP) {
+		signal.Notify(s.signals, unix.SIGHUP) // the terminal's end is the mount's
+	} else {
+		signal.Ignore(unix.SIGHUP)
+	}
 	defer signal.Stop(s.signals)
 	if s.device, err = fs.OpenDevice(s.c.dir, s.c.mountOptions()); err != nil {
 		return explain(err)
@@ -107,9 +115,15 @@ func (s *supervisor) run(ready func(lines []string) error) error {
 		if over, err := s.after(end); over {
 			return err
 		}
-		s.device.Again, ready = true, nil
+		s.device.Again = true
+		if s.announced {
+			ready = nil
+		}
 	}
 }
+
+// restartSignal asks a supervisor for another server.
+const restartSignal = unix.SIGUSR1
 
 // self is this very program, whatever is installed in its place by now.
 const self = "/proc/self/exe"
@@ -117,6 +131,7 @@ const self = "/proc/self/exe"
 // start starts a server: of the program as it is installed now, so that it can be
 // upgraded, but not again if that has just failed.
 func (s *supervisor) start() (*child, error) {
+	s.turnLog()
 	program := s.binary
 	if info, err := os.Stat(program); s.failed || err != nil || !info.Mode().IsRegular() {
 		program = self
@@ -130,7 +145,8 @@ func (s *supervisor) start() (*child, error) {
 	given, err := json.Marshal(handover{
 		Init: s.device.Init, Dev: s.device.Dev, Mount: s.device.Dir, Again: s.device.Again, Dir: s.cwd, Supervisor: os.Getpid(),
 		Restarts: s.restarts, LastEnd: s.lastEnd, Port: s.port, Store: s.store,
-		Quiet: s.loud && !s.device.Again,
+		Quiet:      s.loud && !s.device.Again,
+		AllowOther: s.c.allowOther, ExactModes: s.c.modes == "exact",
 	})
 	if err != nil {
 		unix.Close(ends[0])
@@ -162,6 +178,22 @@ func (s *supervisor) start() (*child, error) {
 	return p, nil
 }
 
+// turnLog begins another log file when the old one has become long.
+func (s *supervisor) turnLog() {
+	if s.loud || s.restarts == 0 {
+		return
+	}
+	f, err := openLog(s.c.logPath())
+	if err != nil {
+		s.log.Warn("the log goes on in the old file", "err", err)
+		return
+	}
+	if s.stderr != os.Stderr {
+		s.stderr.Close()
+	}
+	s.stderr, s.log = f, newLog(s.c.logLevel, f)
+}
+
 // watch waits for the end of a server, and passes signals on to it. ready is nil
 // but for the first server.
 func (s *supervisor) watch(p *child, ready func(lines []string) error) (end ending) {
@@ -179,23 +211,11 @@ func (s *supervisor) watch(p *child, ready func(lines []string) error) (end endi
 		case v, ok := <-verdicts:
 			verdicts = nil
 			late.Stop()
-			p.locks = v.locks
-			switch {
-			case !ok:
-			case v.Error != "":
-				end.failure = v.Error
-			default:
-				answered, end.answered, s.failed, s.port, s.store = time.Now(), true, false, v.Port, v.Store
-				if ready == nil {
-					s.log.Info("another server has taken over", "dir", s.c.dir, "pid", p.cmd.Process.Pid,
-						"after", answered.Sub(s.down).Round(time.Millisecond))
-				} else if err := ready(v.Lines); err != nil {
-					s.log.Warn("nobody waits for the mount", "err", err)
-					s.stop(p)
-				}
+			if ok {
+				answered = s.heard(p, v, &end, ready)
 			}
 		case sig := <-s.signals:
-			if sig == unix.SIGHUP {
+			if sig == restartSignal {
 				s.log.Info("another server is asked for", "dir", s.c.dir)
 				end.planned = true
 				_ = p.cmd.Process.Kill()
@@ -222,12 +242,34 @@ func (s *supervisor) watch(p *child, ready func(lines []string) error) (end endi
 			}
 		case err := <-p.ended:
 			if v, ok := <-p.verdict; verdicts != nil && ok { // it was quicker than this process
-				end.failure, end.answered = v.Error, v.Error == ""
-				p.locks, s.port, s.store, answered = v.locks, v.Port, v.Store, time.Now()
+				answered = s.heard(p, v, &end, ready)
 			}
 			return s.ended(p, end, err, answered)
 		}
 	}
+}
+
+// heard takes a server's verdict, and returns when its mount answered; the zero time
+// when it cannot.
+func (s *supervisor) heard(p *child, v said, end *ending, ready func(lines []string) error) (answered time.Time) {
+	p.locks = v.locks
+	if v.Error != "" {
+		end.failure = v.Error
+		return answered
+	}
+	answered = time.Now()
+	end.answered, s.failed, s.port, s.store = true, false, v.Port, v.Store
+	if ready == nil {
+		s.log.Info("another server has taken over", "dir", s.c.dir, "pid", p.cmd.Process.Pid,
+			"after", answered.Sub(s.down).Round(time.Millisecond))
+		return answered
+	}
+	s.announced = true
+	if err := ready(v.Lines); err != nil {
+		s.log.Warn("nobody waits for the mount", "err", err)
+		s.stop(p)
+	}
+	return answered
 }
 
 // ended completes what is to be known of the end of a server.
@@ -357,7 +399,7 @@ func (s *supervisor) pause(wait time.Duration) (over bool, err error) {
 
 // told is what a signal means while there is no server.
 func (s *supervisor) told(sig os.Signal) (over bool, err error) {
-	if sig == unix.SIGHUP {
+	if sig == restartSignal {
 		s.log.Info("another server is asked for", "dir", s.c.dir)
 		return false, nil
 	}
