@@ -30,7 +30,7 @@ type job struct {
 	prio    Priority
 	off, n  int64
 	chunks  []jobChunk   // in the order of their places
-	guess   bool         // of a Prefetch
+	guess   bool         // of a Prefetch, at least in part
 	started bool         // the request is under way; Reader.mu
 	pos     atomic.Int64 // in the blob: chunks before it have landed
 }
@@ -40,7 +40,7 @@ type job struct {
 // a reader, who is about to need that too.
 func (f *flight) far(c *unionfs.Chunk) bool {
 	switch {
-	case f.j == nil || f.j.prio == Demand:
+	case f.j == nil || f.j.prio == Demand && !f.j.guess:
 		return false
 	case !f.j.started:
 		return true
@@ -70,15 +70,35 @@ func (r *Reader) register(n uint32) (f *flight, created bool) {
 }
 
 // join is register for a reader, who waits for the chunk: a flight that is far
-// gives way to one of the reader's own. Nobody waits for that one, and its job
+// gives way to one of the reader's own. Nobody waits for that one, and its job, from,
 // passes the chunk over. The caller holds r.mu.
-func (r *Reader) join(n uint32, c *unionfs.Chunk) (f *flight, created bool) {
+func (r *Reader) join(n uint32, c *unionfs.Chunk) (f *flight, created bool, from *job) {
 	if f := r.flights[n]; f != nil && !f.wanted && f.far(c) {
+		from = f.j
 		delete(r.flights, n)
 	}
 	f, created = r.register(n)
 	f.wanted = true
-	return f, created
+	return f, created, from
+}
+
+// rest takes what follows the place end out of a job of a Prefetch whose request has
+// not begun: it comes with the request of a reader, who was in a hurry for the rest
+// of it. The caller holds r.mu.
+func (r *Reader) rest(j *job, end int64) (chunks []jobChunk) {
+	if j == nil || !j.guess || j.started {
+		return nil
+	}
+	for _, c := range j.chunks {
+		if c.c.BlobOff < end {
+			continue
+		}
+		if f, created := r.overtake(c.n); created {
+			c.f = f
+			chunks = append(chunks, c)
+		}
+	}
+	return chunks
 }
 
 // trim leaves out of a job what readers have taken over, and reports whether
@@ -109,8 +129,9 @@ func (r *Reader) overtake(n uint32) (f *flight, created bool) {
 	return r.register(n)
 }
 
-// start notes whether the job's request is under way, or waits for its turn.
-func (r *Reader) start(j *job, has bool) {
+// start notes whether the job's request is under way, or waits for its turn, and
+// reports whether there is anything left to ask for.
+func (r *Reader) start(j *job, has bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if j.started && !has && j.prio != Demand { // it broke, and stands in line again
@@ -121,6 +142,7 @@ func (r *Reader) start(j *job, has bool) {
 		}
 	}
 	j.started = has
+	return slices.ContainsFunc(j.chunks, func(c jobChunk) bool { return r.flights[c.n] == c.f })
 }
 
 // errTurn: a request that nobody waited for has lost its turn. Who has joined it
@@ -172,9 +194,14 @@ func (r *Reader) want(id unionfs.ID, ci *unionfs.ContentInfo, need []wanted) err
 		return fmt.Errorf("fetch: reading layer %s: %w", r.l.Desc.Digest, iofs.ErrClosed)
 	}
 	fresh := make([]jobChunk, 0, len(need))
+	var from *job
 	for i := range need {
 		w := &need[i]
-		if w.f, w.own = r.join(w.n, &w.c); w.own {
+		var j *job
+		if w.f, w.own, j = r.join(w.n, &w.c); w.own {
+			if j != nil {
+				from = j
+			}
 			c := jobChunk{n: w.n, c: w.c, size: w.size, packOff: w.packOff, f: w.f}
 			if w.n == ci.FirstChunk+ci.NChunks-1 {
 				whole := *ci
@@ -190,7 +217,7 @@ func (r *Reader) want(id unionfs.ID, ci *unionfs.ContentInfo, need []wanted) err
 		r.startReplay(fresh)
 		return nil
 	}
-	for _, j := range r.plan(id, ci, fresh) {
+	for _, j := range r.plan(id, ci, fresh, from) {
 		r.begin(func() { r.run(r.ctx, j) })
 	}
 	return nil
@@ -203,7 +230,7 @@ func (r *Reader) again(w *wanted) error {
 	if r.closed {
 		return fmt.Errorf("fetch: reading layer %s: %w", r.l.Desc.Digest, iofs.ErrClosed)
 	}
-	if w.f, w.own = r.join(w.n, &w.c); !w.own {
+	if w.f, w.own, _ = r.join(w.n, &w.c); !w.own {
 		return nil
 	}
 	c := jobChunk{n: w.n, c: w.c, size: w.size, packOff: w.packOff, f: w.f}
@@ -250,7 +277,13 @@ func (r *Reader) fetch(ctx context.Context, j *job) error {
 	if !r.trim(j) {
 		return nil
 	}
-	rc, err := r.l.Blob.Range(onTurn(ctx, func(has bool) { r.start(j, has) }), j.prio, j.off, j.n)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	rc, err := r.l.Blob.Range(onTurn(ctx, func(has bool) {
+		if !r.start(j, has) {
+			cancel() // readers have taken all of it over
+		}
+	}), j.prio, j.off, j.n)
 	if err != nil {
 		return err
 	}

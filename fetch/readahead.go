@@ -48,8 +48,9 @@ func (r *Reader) grow(from, to int64) (run *seqRun, seq bool) {
 }
 
 // plan makes the requests for need, chunks of one content in order, and for what
-// comes along. The caller holds r.mu.
-func (r *Reader) plan(id unionfs.ID, ci *unionfs.ContentInfo, need []jobChunk) []*job {
+// comes along; guess is the job of a Prefetch that had the last of them, or nil. The
+// caller holds r.mu.
+func (r *Reader) plan(id unionfs.ID, ci *unionfs.ContentInfo, need []jobChunk, guess *job) []*job {
 	first, last := &need[0], &need[len(need)-1]
 	from, to := first.c.BlobOff, last.c.BlobOff+last.c.BlobLen
 	run, seq := r.grow(from, to)
@@ -70,7 +71,15 @@ func (r *Reader) plan(id unionfs.ID, ci *unionfs.ContentInfo, need []jobChunk) [
 		w.after(k, last.n)
 		chunks = append(append(w.before, need...), w.found...)
 	}
-	jobs := split(chunks, maxGap)
+	gap := int64(maxGap)
+	tail := &chunks[len(chunks)-1].c
+	if more := r.rest(guess, tail.BlobOff+tail.BlobLen); len(more) > 0 {
+		chunks, gap = append(chunks, more...), maxStretchGap
+	}
+	jobs := split(chunks, gap)
+	for _, j := range jobs {
+		j.guess = gap > maxGap
+	}
 	end := to
 	for _, j := range jobs {
 		end = max(end, j.off+j.n)
