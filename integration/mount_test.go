@@ -2,9 +2,12 @@ package integration
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -244,22 +247,38 @@ func (m *mount) errors() string {
 	return string(data)
 }
 
-// messages counts the FUSE messages that work makes, by opcode. What reading the
-// counters costs itself is measured before, and taken off.
+// messages counts the FUSE messages that work makes, by opcode. The server is asked
+// through its socket, which makes none.
 func (m *mount) messages(work func()) map[string]int64 {
 	m.t.Helper()
-	m.stats()
-	a := m.stats()
-	b := m.stats()
+	before := m.counts()
 	work()
-	c := m.stats()
-	n := map[string]int64{}
-	for op := range c.FUSE {
-		if d := (c.FUSE[op] - b.FUSE[op]) - (b.FUSE[op] - a.FUSE[op]); d > 0 {
-			n[op] = d
+	n := m.counts()
+	for op := range n {
+		if n[op] -= before[op]; n[op] == 0 {
+			delete(n, op)
 		}
 	}
 	return n
+}
+
+// counts are the FUSE messages so far, by opcode.
+func (m *mount) counts() map[string]int64 {
+	m.t.Helper()
+	client := http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(m.cache, "imgfs.sock"))
+		}}}
+	answer, err := client.Get("http://imgfs/status")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	var status struct{ Stats counters }
+	if err := json.NewDecoder(answer.Body).Decode(&status); err != nil || status.Stats.FUSE == nil {
+		m.t.Fatalf("status has no counters of FUSE messages: %v", err)
+	}
+	return status.Stats.FUSE
 }
 
 // quiet waits until the kernel reads nothing any more.
