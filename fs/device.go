@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,7 +54,7 @@ func OpenDevice(dir string, o Options) (*Device, error) {
 		d.Dev, err = deviceOf(dir)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("fs: mounting %q: %w", dir, err), unmount(dir, unix.MNT_DETACH), d.Close())
+		return nil, errors.Join(fmt.Errorf("fs: mounting %q: %w", dir, err), Unmount(dir, unix.MNT_DETACH), d.Close())
 	}
 	d.Init = buf[:n]
 	return d, nil
@@ -227,12 +228,15 @@ func (d *Device) resend() {
 	_, _ = unix.Write(d.fd(), outHeader(notifyResend, 0))
 }
 
-// unmount takes the mount at dir away. It fails while a process uses it.
-func unmount(dir string, flags int) error {
+// Unmount takes the mount at dir away, by the system call with flags or, for a user,
+// by fusermount3. The error is unix.EBUSY while a process uses it.
+func Unmount(dir string, flags int) error {
 	err := unix.Unmount(dir, flags|unix.UMOUNT_NOFOLLOW)
-	// The server itself opens the mount for a moment now and then.
-	for wait := 5 * time.Millisecond; errors.Is(err, unix.EBUSY) && wait < 100*time.Millisecond; wait *= 2 {
-		time.Sleep(wait)
+	for range 4 { // the server itself opens the mount for a moment now and then
+		if !errors.Is(err, unix.EBUSY) {
+			break
+		}
+		time.Sleep(25 * time.Millisecond)
 		err = unix.Unmount(dir, flags|unix.UMOUNT_NOFOLLOW)
 	}
 	if !errors.Is(err, unix.EPERM) {
@@ -240,11 +244,14 @@ func unmount(dir string, flags int) error {
 	}
 	args := []string{"-u", "--", dir}
 	if flags&unix.MNT_DETACH != 0 {
-		args = []string{"-u", "-z", "--", dir}
+		args = slices.Insert(args, 1, "-z")
 	}
 	out, err := exec.Command("fusermount3", args...).CombinedOutput()
-	if err != nil {
-		return helperError(out, err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if strings.Contains(strings.ToLower(string(out)), "busy") {
+		return unix.EBUSY
+	}
+	return helperError(out, err)
 }

@@ -129,7 +129,7 @@ func Mount(dir string, store *images.Store, o Options) (*Server, error) {
 	if err != nil {
 		err = fmt.Errorf("fs: mounting %q: %w", dir, err)
 		if o.Device == nil {
-			err = errors.Join(err, unmount(dir, unix.MNT_DETACH), d.Close())
+			err = errors.Join(err, Unmount(dir, unix.MNT_DETACH), d.Close())
 		}
 		return nil, err
 	}
@@ -164,7 +164,7 @@ func (s *Server) Unmount() error {
 	if dev, err := deviceOf(s.dir); err != nil || dev != s.dev {
 		return errors.Join(errNotThere, err)
 	}
-	if err := unmount(s.dir, 0); err != nil {
+	if err := Unmount(s.dir, 0); err != nil {
 		return err
 	}
 	s.fuse.Wait()

@@ -4,15 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/fs"
 )
 
 // fsType is what the mount table calls an imgfs mount.
@@ -113,37 +113,5 @@ func topmost(mounts []*mountinfo.Info, dir string) *mountinfo.Info {
 	return nil
 }
 
-// unmount takes the mount on dir away, by the system call or, for a user, by
-// fusermount3. The error of a busy mount is unix.EBUSY.
-func unmount(dir string, flags int) error {
-	err := unix.Unmount(dir, flags|unix.UMOUNT_NOFOLLOW)
-	for range 4 { // the server itself opens the mount for a moment now and then
-		if !errors.Is(err, unix.EBUSY) {
-			break
-		}
-		time.Sleep(25 * time.Millisecond)
-		err = unix.Unmount(dir, flags|unix.UMOUNT_NOFOLLOW)
-	}
-	if !errors.Is(err, unix.EPERM) {
-		return err
-	}
-	args := []string{"-u", "--", dir}
-	if flags&unix.MNT_DETACH != 0 {
-		args = slices.Insert(args, 1, "-z")
-	}
-	out, err := exec.Command("fusermount3", args...).CombinedOutput()
-	if err == nil {
-		return nil
-	}
-	text := strings.TrimSpace(string(out))
-	if strings.Contains(strings.ToLower(text), "busy") {
-		return unix.EBUSY
-	}
-	if text != "" {
-		return errors.New(text)
-	}
-	return err
-}
-
 // detach takes the mount off its path while those who use it keep it.
-func detach(dir string) error { return unmount(dir, unix.MNT_DETACH) }
+func detach(dir string) error { return fs.Unmount(dir, unix.MNT_DETACH) }

@@ -13,6 +13,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/fs"
 )
 
 // TestMain is also the process that pull starts (startBring).
@@ -45,7 +47,7 @@ func serveDemo(t *testing.T) *config {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(unmount(c.dir, 0), <-served); err != nil {
+		if err := errors.Join(fs.Unmount(c.dir, 0), <-served); err != nil {
 			t.Error(err)
 		}
 	})

@@ -12,6 +12,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/imgfs/imgfs/fs"
 )
 
 func newUmount() *cobra.Command {
@@ -54,7 +56,7 @@ func umount(dir string) error {
 			return err
 		}
 	}
-	err = unmount(at.Mountpoint, 0)
+	err = fs.Unmount(at.Mountpoint, 0)
 	if errors.Is(err, unix.EBUSY) && !answers {
 		return fmt.Errorf("%q: its server does not answer; have it replaced by 'imgfs restart %s', then unmount", at.Mountpoint, at.Mountpoint)
 	}
