@@ -43,13 +43,14 @@ const (
 // Options configure a mount. The zero value pulls what is missing, for the
 // mounting user alone, without devices and set-user-ID programs.
 type Options struct {
-	Pull       string // PullMissing (also "") or PullNever
-	AllowOther bool   // other users too, under the kernel's permission checks
-	ExactModes bool   // with AllowOther: regular files keep their write bits
-	Dev, Suid  bool   // honour devices, set-user-ID and set-group-ID bits
-	Du         string // what st_blocks counts: DuExpanded (also "") or DuCached
-	FsName     string // first column of df; "": "imgfs"
-	Log        *slog.Logger
+	Pull         string // PullMissing (also "") or PullNever
+	AllowOther   bool   // other users too, under the kernel's permission checks
+	PullByOthers bool   // with AllowOther: walks of other users ask registries too, with the mounting user's credentials
+	ExactModes   bool   // with AllowOther: regular files keep their write bits
+	Dev, Suid    bool   // honour devices, set-user-ID and set-group-ID bits
+	Du           string // what st_blocks counts: DuExpanded (also "") or DuCached
+	FsName       string // first column of df; "": "imgfs"
+	Log          *slog.Logger
 
 	Socket  string                // what .imgfs/socket leads to; "": there is none
 	Metrics func(io.Writer) error // writes .imgfs/metrics, in Prometheus' text format; nil: there is none

@@ -233,20 +233,20 @@ func (s *namespace) pull(n images.Name, force bool) error {
 	return nil
 }
 
-func (s *namespace) lookup(dir images.Ino, name string, tid uint32, out *fuse.EntryOut) fuse.Status {
+func (s *namespace) lookup(dir images.Ino, name string, who fuse.Caller, out *fuse.EntryOut) fuse.Status {
 	path, ok := s.f.store.NodePath(dir)
 	if !ok {
 		return fuse.Status(syscall.ESTALE)
 	}
-	x, err := s.find(path, name, tid)
+	x, err := s.find(path, name, who)
 	if err != nil {
 		return s.refused("walk", printed(path, name), err)
 	}
 	return s.entry(x, out)
 }
 
-// find is what a LOOKUP finds.
-func (s *namespace) find(dir, name string, tid uint32) (found, error) {
+// find is what a LOOKUP by who finds.
+func (s *namespace) find(dir, name string, who fuse.Caller) (found, error) {
 	x, err := s.here(dir, name)
 	if err != nil || x.kind != foundNothing {
 		return x, err
@@ -255,7 +255,7 @@ func (s *namespace) find(dir, name string, tid uint32) (found, error) {
 	if !isLink && !s.possible(dir, name) {
 		return found{}, nil
 	}
-	if c := changeOf(tid); c.call != callNone {
+	if c := changeOf(who.Pid); c.call != callNone {
 		return s.findForChange(c, dir, name)
 	}
 	if isLink {
@@ -263,6 +263,9 @@ func (s *namespace) find(dir, name string, tid uint32) (found, error) {
 	}
 	if s.f.o.Pull == PullNever {
 		return found{}, nil
+	}
+	if !s.f.o.PullByOthers && !s.manages(who.Uid) {
+		return found{}, fmt.Errorf("fs: %q is not here, and user %d may not pull it: --pull-by-others is off: %w", join(dir, name), who.Uid, iofs.ErrNotExist)
 	}
 	if n := (images.Name{Repo: dir, Tag: name}); valid(n) {
 		if _, removed, err := s.f.store.Here(n); err != nil || removed {

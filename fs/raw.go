@@ -101,7 +101,7 @@ func (f *fileSystem) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, ou
 		case dir == images.RootIno && name == controlDir:
 			return f.control.self(out)
 		}
-		return f.space.lookup(dir, name, h.Pid, out)
+		return f.space.lookup(dir, name, h.Caller, out)
 	case images.KindFile:
 		return fuse.ENOTDIR
 	}

@@ -126,6 +126,27 @@ func TestOtherUsers(t *testing.T) {
 	if out, err := nobody(fmt.Sprintf("exec cat '%s/secret'", root)); err == nil {
 		t.Errorf("another user reads %q from a file of mode 0600", out)
 	}
+	// What is not here is not there for others, and no registry hears of it.
+	r.pushTar(t, "small/v2", []entry{file("new", "n")})
+	before := m.stats().Registry.Requests
+	for _, path := range []string{m.path(r.host, "small/v2"), m.path(r.host, "other/v1"), m.path("registry.invalid/a/b"), m.path(r.host, "small:v2")} {
+		if out, err := nobody(fmt.Sprintf("exec ls '%s/'", path)); err == nil || !strings.Contains(out, "No such file") {
+			t.Errorf("another user walks to %s: %v %s", path, err, out)
+		}
+	}
+	if out, err := nobody(fmt.Sprintf("exec mkdir '%s'", m.path(r.host, "small/v2"))); err == nil {
+		t.Errorf("another user can pull by mkdir: %s", out)
+	}
+	if n := m.stats().Registry.Requests - before; n != 0 {
+		t.Errorf("another user had the server make %d requests", n)
+	}
+	if !strings.Contains(m.errors(), "--pull-by-others") {
+		t.Errorf("errors do not say why:\n%s", m.errors())
+	}
+	all := startMount(t, "--allow-other", "--pull-by-others")
+	if out, err := nobody(fmt.Sprintf("exec cat '%s/new'", all.path(r.host, "small/v2"))); err != nil || out != "n" {
+		t.Errorf("with --pull-by-others another user reads %q (%v)", out, err)
+	}
 	plain := startMount(t)
 	if out, err := nobody(fmt.Sprintf("exec ls '%s'", plain.dir)); err == nil {
 		t.Errorf("another user can list a mount without --allow-other: %s", out)

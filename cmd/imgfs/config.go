@@ -38,9 +38,10 @@ type config struct {
 	timeout   time.Duration
 	prefetch  string
 
-	allowOther bool
-	dev        bool
-	suid       bool
+	allowOther   bool
+	pullByOthers bool
+	dev          bool
+	suid         bool
 
 	http       string
 	logLevel   string
@@ -63,6 +64,7 @@ func (c *config) keys() *pflag.FlagSet {
 	f.StringVar(&c.certsDir, "certs-dir", "/etc/containerd/certs.d", "mirrors and certificates, laid out as containerd's certs.d, in `DIR`")
 	f.StringSliceVar(&c.insecure, "insecure-registry", nil, "talk plain HTTP, or TLS unchecked, to `HOST`; may be repeated (loopback is plain HTTP by itself)")
 	f.BoolVar(&c.allowOther, "allow-other", false, "let other users in")
+	f.BoolVar(&c.pullByOthers, "pull-by-others", false, "with --allow-other, other users pull too, by your credentials")
 	f.StringVar(&c.modes, "modes", "safe", "with --allow-other, modes of files: `safe|exact` (without write bits, or as they are)")
 	f.BoolVar(&c.dev, "dev", false, "let device files work")
 	f.BoolVar(&c.suid, "suid", false, "let set-user-ID programs work")

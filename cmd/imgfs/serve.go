@@ -76,7 +76,7 @@ func serve(c *config, h *handover, logTo io.Writer, ready func(verdict, []*os.Fi
 
 	o := c.mountOptions()
 	o.AllowOther, o.ExactModes = h.AllowOther, h.ExactModes
-	o.Pull, o.Du, o.Log = c.pull, c.du, log
+	o.Pull, o.PullByOthers, o.Du, o.Log = c.pull, c.pullByOthers, c.du, log
 	o.Socket, o.Metrics = api.socket, api.metrics.write
 	o.Device, o.Supervisor, o.Restarts, o.LastEnd = h.device, h.Supervisor, h.Restarts, h.LastEnd
 	server, err := fs.Mount(c.dir, store, o)
