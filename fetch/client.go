@@ -10,6 +10,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -65,7 +66,8 @@ type Client struct {
 
 // New returns a Client. It makes no request. An error is about a glob.
 func New(o Options) (*Client, error) {
-	d := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
+	d := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second,
+		Control: func(_, addr string, _ syscall.RawConn) error { return mayDial(o.Allow, addr) }}
 	return newClient(o, d.DialContext)
 }
 
@@ -197,7 +199,9 @@ func (c *Client) allowed(host string) bool {
 }
 
 // denied reports whether the host may be asked in no role.
-func (c *Client) denied(host string) bool { return matchHost(c.o.Deny, host) }
+func (c *Client) denied(host string) bool {
+	return matchHost(c.o.Deny, host) || mayDial(c.o.Allow, host) != nil
+}
 
 // matchHost reports whether a glob matches host, with its port or without it.
 // Docker Hub is docker.io, whichever of its names is used.

@@ -139,6 +139,10 @@ func netError(ctx, attempt context.Context, err error) *Error {
 	}
 	var dns *net.DNSError
 	switch {
+	case errors.Is(err, errPrivate):
+		e := fail(iofs.ErrPermission, "%v", err)
+		e.next = true
+		return e
 	case isTLS(err):
 		e := fail(ErrUnavailable, "%v", err)
 		e.next = true
