@@ -90,7 +90,7 @@ func (r *Reader) rest(j *job, end int64) (chunks []jobChunk) {
 		return nil
 	}
 	for _, c := range j.chunks {
-		if c.c.BlobOff < end {
+		if c.c.BlobOff < end || c.f == nil || r.pack.Has(c.n, 1) {
 			continue
 		}
 		if f, created := r.overtake(c.n); created {

@@ -188,6 +188,46 @@ func TestPrefetchIsNotWaitedFor(t *testing.T) {
 	}
 }
 
+// TestStretchTaken has a reader in a hurry for a part of a stretch whose request has
+// not begun: what follows in the stretch comes with the reader's request.
+func TestStretchTaken(t *testing.T) {
+	l := estargzOf(t, tarOf(t, scattered(40, 50<<10)))
+	ld := load(t, l, newCache(t, 1<<30), ReaderOptions{})
+	list := ld.reads(t, "d/file010", "d/file014", "d/file017", "d/file020")
+	for range cap(ld.reader.ahead) { // no request of a Prefetch begins
+		ld.reader.ahead <- struct{}{}
+	}
+	ld.blob.reset()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		Prefetch(context.Background(), list, map[v1.Hash]*Reader{l.Desc.Digest: ld.reader})
+	}()
+	for planned := 0; planned < len(list); time.Sleep(time.Millisecond) {
+		ld.reader.mu.Lock()
+		planned = len(ld.reader.flights)
+		ld.reader.mu.Unlock()
+	}
+	ld.read("d/file014", 0, 50<<10, t)
+	for _, name := range []string{"d/file017", "d/file020"} {
+		ld.read(name, 0, 50<<10, t)
+	}
+	if n, _ := ld.blob.counts(); n != 1 {
+		t.Errorf("%d requests for the rest of a stretch, want 1", n)
+	}
+	for range cap(ld.reader.ahead) {
+		<-ld.reader.ahead
+	}
+	<-done
+	if n, bytes := ld.blob.counts(); n != 2 || bytes > 12*60<<10 {
+		t.Errorf("%d requests for %d bytes in all, want 2, and no byte twice", n, bytes)
+	}
+	ld.read("d/file010", 0, 50<<10, t)
+	if n, _ := ld.blob.counts(); n != 2 {
+		t.Error("what was left of the stretch did not come")
+	}
+}
+
 // TestPrefetchEnds with its context, and with the Reader.
 func TestPrefetchEnds(t *testing.T) {
 	files := scattered(30, 50<<10)
