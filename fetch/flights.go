@@ -75,7 +75,7 @@ func (r *Reader) register(n uint32) (f *flight, created bool) {
 func (r *Reader) join(n uint32, c *unionfs.Chunk) (f *flight, created bool, from *job) {
 	if f := r.flights[n]; f != nil && !f.wanted && f.far(c) {
 		from = f.j
-		delete(r.flights, n)
+		r.landLocked(n, f, nil, errTurn)
 	}
 	f, created = r.register(n)
 	f.wanted = true
@@ -86,11 +86,11 @@ func (r *Reader) join(n uint32, c *unionfs.Chunk) (f *flight, created bool, from
 // not begun: it comes with the request of a reader, who was in a hurry for the rest
 // of it. The caller holds r.mu.
 func (r *Reader) rest(j *job, end int64) (chunks []jobChunk) {
-	if j == nil || !j.guess || j.started {
+	if j == nil || !j.guess || j.started || r.full.Load() {
 		return nil
 	}
 	for _, c := range j.chunks {
-		if c.c.BlobOff < end || c.f == nil || r.pack.Has(c.n, 1) {
+		if c.c.BlobOff < end || c.f == nil || r.flights[c.n] != c.f {
 			continue
 		}
 		if f, created := r.overtake(c.n); created {
@@ -124,7 +124,7 @@ func (r *Reader) trim(j *job) bool {
 // whose request has not begun comes with this one. The caller holds r.mu.
 func (r *Reader) overtake(n uint32) (f *flight, created bool) {
 	if f := r.flights[n]; f != nil && !f.wanted && f.j != nil && f.j.prio != Demand && !f.j.started {
-		delete(r.flights, n)
+		r.landLocked(n, f, nil, errTurn)
 	}
 	return r.register(n)
 }
@@ -142,7 +142,7 @@ func (r *Reader) start(j *job, has bool) bool {
 		}
 	}
 	j.started = has
-	return slices.ContainsFunc(j.chunks, func(c jobChunk) bool { return r.flights[c.n] == c.f })
+	return slices.ContainsFunc(j.chunks, func(c jobChunk) bool { return c.f != nil && r.flights[c.n] == c.f })
 }
 
 // errTurn: a request that nobody waited for has lost its turn. Who has joined it

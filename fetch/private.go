@@ -8,10 +8,10 @@ import (
 )
 
 // metadata are addresses, beside the link-local ones, at which clouds answer every
-// process of a machine, some with the machine's credentials: AWS by IPv6, Alibaba,
-// Oracle, Azure.
+// process of a machine, some with the machine's credentials: AWS and Google by IPv6,
+// Alibaba, Oracle, Azure.
 var metadata = []netip.Addr{
-	netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("100.100.100.200"),
+	netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("fd00:ec2::23"), netip.MustParseAddr("fd20:ce::254"), netip.MustParseAddr("100.100.100.200"),
 	netip.MustParseAddr("192.0.0.192"), netip.MustParseAddr("168.63.129.16"),
 }
 

@@ -265,7 +265,7 @@ func (s *namespace) find(dir, name string, who fuse.Caller) (found, error) {
 		return found{}, nil
 	}
 	if !s.f.o.PullByOthers && !s.manages(who.Uid) {
-		return found{}, fmt.Errorf("fs: %q is not here, and user %d may not pull it: --pull-by-others is off: %w", join(dir, name), who.Uid, iofs.ErrNotExist)
+		return found{}, nil
 	}
 	if n := (images.Name{Repo: dir, Tag: name}); valid(n) {
 		if _, removed, err := s.f.store.Here(n); err != nil || removed {

@@ -49,6 +49,7 @@ type Options struct {
 	UserAgent string         // of the requests
 	Keychain  authn.Keychain // credentials; nil: docker's config.json and podman's auth.json
 	Resume    string         // ID of the store whose numbers the kernel still holds, after a crash; "": it holds none
+	Keep      bool           // it may hold some nevertheless: what it would need is kept, and so is the ID
 	Log       *slog.Logger   // nil: slog.Default
 }
 
@@ -124,17 +125,17 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	cat, damage, err := resumeCatalog(c.CatalogPath(), c, o.Resume != "")
+	cat, damage, err := resumeCatalog(c.CatalogPath(), c, o.kept())
 	if err != nil {
 		c.Close()
 		return nil, err
 	}
 	cat.log = o.Log
-	id, err := cat.identity(o.Resume == "")
+	id, err := cat.identity(!o.kept())
 	if err == nil && o.Resume != "" && o.Resume != id {
 		err = errOtherNumbers
 	}
-	if err == nil && o.Resume == "" {
+	if err == nil && !o.kept() {
 		err = cat.forgetRequests()
 	}
 	if err != nil {
@@ -162,13 +163,18 @@ func Open(o Options) (*Store, error) {
 	}
 	if err := s.settleCatalog(); err != nil {
 		o.Log.Error("the catalogue could not be read whole", "err", err)
-	} else if damage == nil && o.Resume == "" {
+	} else if damage == nil && !o.kept() {
 		s.tasks.Go(s.sweepDropped)
 	}
 	cat.applied = s.catalogApplied
 	if o.Resume != "" {
 		s.resumePasses()
+	}
+	if o.kept() {
 		return s, nil
+	}
+	if err := forgetUnproved(o.Dir); err != nil {
+		o.Log.Warn("notes of a server before were not cleaned up", "err", err)
 	}
 	if err := s.dropNodes(); err != nil { // they stay, and count
 		o.Log.Warn("namespace nodes were not cleaned up", "err", err)

@@ -280,6 +280,7 @@ func (l *layer) stream(why string) (*layerState, error) {
 	l.s.mu.Lock()
 	l.s.arriving[b] = true
 	l.s.mu.Unlock()
+	l.noteUnproved(true)
 	st.pass = fetch.StartPass(l.remote(), b, pack, l.s.cache)
 	l.state.Store(st)
 	l.s.tasks.Go(func() { l.finish(st, pack) })
@@ -313,8 +314,9 @@ func (l *layer) finish(st *layerState, pack *cache.Pack) {
 			l.s.tell(Event{Files: Range{fileIno(l.rec.Seq, 0), fileIno(l.rec.Seq, st.files-1)}})
 		}
 	}
-	if st.err == nil {
+	if st.err == nil || !shown { // else it is not proved still
 		l.shown.Store(false)
+		l.noteUnproved(false)
 	}
 }
 

@@ -1,15 +1,16 @@
 package images
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	iofs "io/fs"
 	"os"
+	"slices"
+	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
-
-	"github.com/imgfs/imgfs/cache"
 )
 
 // A store can be opened after a crash while the kernel still holds the inode
@@ -89,35 +90,92 @@ func (c *catalog) forgetRequests() error {
 	return err
 }
 
-// maxResumed is how many passes are gone on with at once.
-const maxResumed = 4
+// kept reports whether the kernel may hold numbers from before.
+func (o *Options) kept() bool { return o.Resume != "" || o.Keep }
+
+// unprovedDir has a file for each layer of which something is shown before its pass
+// has matched, by the layer's key. It is for a server that follows one which was
+// killed, so it need not outlive the machine.
+const unprovedDir = "unproved"
+
+// noteUnproved notes a layer, or that it has matched.
+func (l *layer) noteUnproved(is bool) {
+	root, err := os.OpenRoot(l.s.o.Dir)
+	if err == nil {
+		defer root.Close()
+		name := unprovedDir + "/" + l.key().Hex
+		if !is {
+			err = root.Remove(name)
+		} else if err = root.Mkdir(unprovedDir, 0o700); err == nil || errors.Is(err, iofs.ErrExist) {
+			var f *os.File
+			if f, err = root.OpenFile(name, os.O_CREATE|os.O_WRONLY, 0o600); err == nil {
+				err = f.Close()
+			}
+		}
+	}
+	if err != nil && !errors.Is(err, iofs.ErrNotExist) {
+		l.s.log.Warn("that a layer is not proved yet is not noted", "layer", l.rec.Desc.Digest.String(), "err", err)
+	}
+}
+
+// unproved are the keys of the layers that are noted.
+func unproved(dir string) (keys map[string]bool, err error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	list, err := iofs.ReadDir(root.FS(), unprovedDir)
+	if errors.Is(err, iofs.ErrNotExist) {
+		err = nil
+	}
+	keys = map[string]bool{}
+	for _, e := range list {
+		keys[e.Name()] = true
+	}
+	return keys, err
+}
+
+// forgetUnproved is for a new mount: the kernel holds nothing that was shown before.
+func forgetUnproved(dir string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return root.RemoveAll(unprovedDir)
+}
 
 // resumePasses finds the passes that a server has not ended which died. What they had
 // brought may have been read, and the kernel keeps it, but nobody knows any more that
 // it was to be proved: so it is proved now, nothing more is shown before that, and
 // the kernel forgets what it has.
 func (s *Store) resumePasses() {
-	recs, err := s.cat.layersHere()
+	noted, err := unproved(s.o.Dir)
+	var recs []layerRecord
+	if err == nil && len(noted) > 0 {
+		recs, err = s.cat.layersHere()
+	}
 	if err != nil {
 		s.log.Error("what a server that died has shown cannot be proved", "err", err)
 		return
 	}
-	packs := map[v1.Hash]bool{}
-	for _, h := range s.cache.PackNames() {
-		packs[h] = true
-	}
-	var begun []*layer
 	for _, rec := range recs {
-		if !packs[rec.Key] || s.cache.Has(cache.Index, rec.Key) {
+		if !noted[rec.Key.Hex] {
 			continue
 		}
 		if l, err := s.layer(rec.Seq); err == nil {
 			l.shown.Store(true)
-			begun = append(begun, l)
+			s.begun = append(s.begun, l)
 		}
 	}
-	s.begun = begun
 }
+
+const (
+	maxResumed  = 4 // passes that are gone on with at once
+	resumeFirst = time.Second
+	resumeMost  = time.Minute
+)
 
 // provePasses is resumePasses once somebody watches: the kernel must hear of it.
 func (s *Store) provePasses(begun []*layer) {
@@ -129,32 +187,68 @@ func (s *Store) provePasses(begun []*layer) {
 		var g errgroup.Group
 		g.SetLimit(maxResumed)
 		for _, l := range begun {
-			g.Go(func() error {
-				st, err := l.open(s.ctx)
-				if err != nil || st.settled == nil {
-					return nil // it tells itself what is wrong, at its next use too
-				}
-				select {
-				case <-st.settled:
-				case <-s.ctx.Done():
-				}
-				return nil
-			})
+			g.Go(func() error { return l.prove(s.ctx) })
 		}
 		g.Wait()
 	})
 }
 
-// dropUnopened has the kernel forget the names of images that have the layer and
-// were not opened since this server began.
+// prove opens a layer until it has matched, or ctx ends.
+func (l *layer) prove(ctx context.Context) error {
+	for wait := resumeFirst; ; wait = min(2*wait, resumeMost) {
+		st, err := l.open(ctx)
+		switch {
+		case err != nil:
+			l.s.dropUnopened(l) // who looks again is told why
+		case st.settled != nil:
+			select {
+			case <-st.settled:
+			case <-ctx.Done():
+			}
+		default: // it had matched, and nobody was told
+			l.proved(st.idx.Stats().Files)
+		}
+		if !l.shown.Load() {
+			return nil
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// proved has the kernel forget what a server that died has shown of the layer, which
+// has this many files.
+func (l *layer) proved(files uint32) {
+	l.s.dropUnopened(l)
+	if files > 0 {
+		l.s.tell(Event{Files: Range{fileIno(l.rec.Seq, 0), fileIno(l.rec.Seq, files-1)}})
+	}
+	l.shown.Store(false)
+	l.noteUnproved(false)
+}
+
+// dropUnopened has the kernel forget all directories of images that have the layer,
+// also of those that were not opened since this server began.
 func (s *Store) dropUnopened(l *layer) {
 	var names []Name
 	err := s.cat.read(func(t *txn) error {
 		images, err := t.manifests(bucketUsers, seqKey(uint64(l.rec.Seq)))
-		for _, digest := range images {
-			names = append(names, t.namesOf(digest)...)
+		if err != nil {
+			return err
 		}
-		return err
+		return t.scan(bucketView, nil, func(k, v []byte) error {
+			var rec viewRecord
+			if err := decode(bucketView, k, v, &rec); err != nil {
+				return err
+			}
+			if slices.Contains(images, rec.Image) {
+				names = append(names, rec.Name)
+			}
+			return nil
+		})
 	})
 	if err != nil {
 		s.log.Error("the kernel is not told of a layer that was proved", "layer", l.rec.Desc.Digest.String(), "err", err)

@@ -125,7 +125,7 @@ func (u *checkup) byHand(ctx context.Context, c *config) error {
 	if _, err := os.Stat(c.cacheDir); err != nil {
 		return fmt.Errorf("cache %q: %w", c.cacheDir, cause(err))
 	}
-	store, err := openStore(c, "", slog.New(slog.DiscardHandler))
+	store, err := openStore(c, images.Options{Keep: true}, slog.New(slog.DiscardHandler))
 	if errors.Is(err, images.ErrInUse) {
 		return fmt.Errorf("cache %q: in use by a mounted imgfs; name the mount with --mount instead", c.cacheDir)
 	}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/moby/sys/mountinfo"
@@ -116,10 +117,20 @@ func signalHolder(at *mountinfo.Info, pid int, sig unix.Signal) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if holders, _ := holdersOf(at); !holders[pid] {
+	if holders, sure := holdersOf(at); !holders[pid] && (sure || len(holders) > 0 || !hasDevice(pid)) {
 		return errors.New("no process of this mount")
 	}
 	return unix.PidfdSendSignal(fd, sig, nil, 0)
+}
+
+// hasDevice reports whether a process has /dev/fuse open, of whichever mount: older
+// kernels do not tell of which.
+func hasDevice(pid int) bool {
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	return err == nil && slices.ContainsFunc(fds, func(fd string) bool {
+		target, err := os.Readlink(fd)
+		return err == nil && target == "/dev/fuse"
+	})
 }
 
 // askRestart asks the server itself.

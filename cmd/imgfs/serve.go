@@ -49,7 +49,7 @@ func serve(c *config, h *handover, logTo io.Writer, ready func(verdict, []*os.Fi
 			return fmt.Errorf("--prefetch %q: no directory of profiles", dir)
 		}
 	}
-	store, err := openStore(c, h.Store, log)
+	store, err := openStore(c, images.Options{Resume: h.Store}, log)
 	if err != nil {
 		return err
 	}
@@ -149,20 +149,20 @@ const lockTime = 5 * time.Second
 
 // openStore opens the cache and what is in it. A server that follows another waits
 // until the kernel has given back that one's lock.
-func openStore(c *config, resume string, log *slog.Logger) (*images.Store, error) {
+func openStore(c *config, o images.Options, log *slog.Logger) (*images.Store, error) {
 	limit, err := c.cacheBytes()
 	if err != nil {
 		return nil, err
 	}
-	o := images.Options{
+	o = images.Options{
 		Dir: c.cacheDir, CacheSize: limit, Platform: c.platform, CertsDir: c.certsDir,
 		Insecure: c.insecure, Allow: c.allow, Deny: c.deny,
 		Timeout: c.timeout, Strict: c.verify == "strict",
 		Prefetch: c.prefetch != "off", Profiles: c.profiles(),
-		UserAgent: "imgfs/" + release, Log: log, Resume: resume,
+		UserAgent: "imgfs/" + release, Log: log, Resume: o.Resume, Keep: o.Keep,
 	}
 	store, err := images.Open(o)
-	for end := time.Now().Add(lockTime); resume != "" && errors.Is(err, images.ErrInUse) && time.Now().Before(end); {
+	for end := time.Now().Add(lockTime); o.Resume != "" && errors.Is(err, images.ErrInUse) && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 		store, err = images.Open(o)
 	}
