@@ -171,7 +171,7 @@ func (r *Reader) planAhead(reads []Read) []*job {
 		w.lo, w.hi = s.Off, s.Off+s.Len
 		k, ok = w.within(k)
 	}
-	jobs := split(w.found, maxStretchGap)
+	jobs := split(w.found, maxStretchGap, maxRange)
 	for _, j := range jobs {
 		j.guess = true
 	}

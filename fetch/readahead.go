@@ -8,6 +8,7 @@ import "github.com/imgfs/imgfs/unionfs"
 // gets ever more at a time.
 const (
 	maxGap         = 256 << 10 // bytes between two chunks that are cheaper to read than to ask for
+	maxWaste       = 128 << 10 // bytes of one request in such gaps: who reads beside others comes upon many
 	maxRange       = 4 << 20   // bytes of one request, if it is not for one frame
 	maxAhead       = 16 << 20  // bytes that are read ahead
 	firstAhead     = 96 << 10  // bytes after a small file that was missed, as stored
@@ -71,12 +72,12 @@ func (r *Reader) plan(id unionfs.ID, ci *unionfs.ContentInfo, need []jobChunk, g
 		w.after(k, last.n)
 		chunks = append(append(w.before, need...), w.found...)
 	}
-	gap := int64(maxGap)
+	gap, waste := int64(maxGap), int64(maxWaste)
 	tail := &chunks[len(chunks)-1].c
 	if more := r.rest(guess, tail.BlobOff+tail.BlobLen); len(more) > 0 {
-		chunks, gap = append(chunks, more...), maxStretchGap
+		chunks, gap, waste = append(chunks, more...), maxStretchGap, maxRange
 	}
-	jobs := split(chunks, gap)
+	jobs := split(chunks, gap, waste)
 	for _, j := range jobs {
 		j.guess = gap > maxGap
 	}
@@ -205,19 +206,26 @@ func (w *walk) behind(k, n uint32) {
 }
 
 // split makes requests of chunks, which are in the order of their places; those that
-// lie at most gap bytes apart come together. Requests with a chunk that a reader
-// waits for are in demand. The caller holds r.mu.
-func split(chunks []jobChunk, gap int64) (jobs []*job) {
+// lie at most gap bytes apart come together, as long as what lies between those of a
+// request is no more than waste in all. Requests with a chunk that a reader waits for
+// are in demand. The caller holds r.mu.
+func split(chunks []jobChunk, gap, waste int64) (jobs []*job) {
 	var j *job
+	between := int64(0) // the chunks of j
 	for i := range chunks {
 		c := &chunks[i]
 		off, end := c.c.BlobOff, c.c.BlobOff+c.c.BlobLen
 		same := j != nil && off == j.chunks[len(j.chunks)-1].c.BlobOff // the same frame
-		near := j != nil && off >= j.off+j.n && off-(j.off+j.n) <= gap && end-j.off <= maxRange
+		skip := int64(0)
+		if j != nil && !same {
+			skip = off - (j.off + j.n)
+		}
+		near := j != nil && skip >= 0 && skip <= gap && between+skip <= waste && end-j.off <= maxRange
 		if !same && !near {
-			j = &job{prio: Soon, off: off}
+			j, between, skip = &job{prio: Soon, off: off}, 0, 0
 			jobs = append(jobs, j)
 		}
+		between += skip
 		if c.f.wanted {
 			j.prio = Demand
 		}
